@@ -1,0 +1,90 @@
+"""A plan and what it expands to. Frozen records; reading them is read.py, expanding them expand.py."""
+
+from typing import Literal
+
+import msgspec
+
+Backend = Literal["UCX", "LIBFABRIC"]
+Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
+LoadShape = Literal["single", "wave", "closed"]
+Expect = Literal["valid", "invalid", "failed"]
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One load applied to a started target.
+
+    prompt        literal text, the same for each request; or None
+    input_tokens  length of a prompt that is unique to each request, when `prompt` is None
+    requests      measured requests, all slots together
+    """
+
+    name: str
+    load: LoadShape
+    concurrency: int
+    requests: int
+    output_tokens: int
+    warmup_requests: int
+    prompt: str | None = None
+    input_tokens: int | None = None
+
+
+class Test(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the plan: what is varied.
+
+    patches   what the row stands for, as the plan's author calls it
+    build     which NIXL carries it; `stand_in` says so when that is not what `patches` names
+    baseline  tests it is compared with (names); empty for a baseline itself
+    """
+
+    __test__ = False  # pytest: not a test class
+
+    name: str
+    backend: Backend
+    fabric: Fabric
+    build: str
+    patches: str
+    stand_in: str | None
+    model: str
+    prefill_tp: int
+    decode_tp: int
+    prefill_workers: int = 1
+    decode_workers: int = 1
+    kv_dtype: str = "bf16"
+    operation: Literal["READ", "WRITE"] = "READ"
+    progress_thread: bool = False
+    full_check: bool = False
+    gpu: str = "H100"
+    expect: Expect = "valid"
+    baseline: tuple[str, ...] = ()
+
+
+class Primary(msgspec.Struct, frozen=True, kw_only=True):
+    """The one metric, in the one cell, that decides; declared before anything runs."""
+
+    metric: str
+    cell: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to vary, how often, and what decides."""
+
+    name: str
+    source: str
+    tests: tuple[Test, ...]
+    cells: tuple[Cell, ...]
+    repetitions: int
+    primary: Primary
+    seed: int = 1
+    quick: bool = False
+    rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One test, one repetition, on a freshly started target; it goes through every cell in turn."""
+
+    run_id: str
+    test: Test
+    repetition: int  # 1-based; repetition k of every test is over before k + 1 of any starts
+    order: int  # 0-based place in the whole plan
+    seed: int
+    cells: tuple[Cell, ...]

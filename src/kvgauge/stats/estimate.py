@@ -1,0 +1,22 @@
+"""The only shape a number has once it leaves the statistics: with its interval, its n and its unit."""
+
+import msgspec
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """point in [low, high] at 95 %, from n independent observations.
+
+    point is None when there is no value, low and high are None when there is no interval; `reason` then says why.
+    """
+
+    point: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    reason: str | None = None
+
+
+def missing(unit: str, reason: str) -> Estimate:
+    """No value, and why."""
+    return Estimate(point=None, low=None, high=None, n=0, unit=unit, reason=reason)
