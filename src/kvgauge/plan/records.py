@@ -8,6 +8,7 @@ Backend = Literal["UCX", "LIBFABRIC"]
 Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
 LoadShape = Literal["single", "wave", "closed"]
 Expect = Literal["valid", "invalid", "failed"]
+Operation = Literal["READ", "WRITE"]
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
 
     patches   what the row stands for, as the plan's author calls it
     build     which NIXL carries it; `stand_in` says so when that is not what `patches` names
-    baseline  tests it is compared with (names); empty for a baseline itself
+    baseline  tests it is compared with (names); empty for the first baseline, which is compared with nothing
     """
 
     __test__ = False  # pytest: not a test class
@@ -50,7 +51,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     prefill_workers: int = 1
     decode_workers: int = 1
     kv_dtype: str = "bf16"
-    operation: Literal["READ", "WRITE"] = "READ"
+    operation: Operation = "READ"
     progress_thread: bool = False
     full_check: bool = False
     gpu: str = "H100"

@@ -1,0 +1,198 @@
+"""`kvgauge plan`: what a plan stands for, the runs it expands to, and roughly how long they take."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from kvgauge.plan.records import Cell, Plan, Run, Test
+
+PIPED_COLUMNS = 180  # where no terminal says how wide it is
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `plan` to the command line."""
+    parser = commands.add_parser("plan", help="show what a plan stands for, its runs, and how long they take")
+    parser.add_argument("plan", nargs="?", type=Path, metavar="PLAN.yaml", help="default: the reference plan")
+    parser.add_argument("--quick", action="store_true", help="few requests and repetitions: a first look")
+    parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan. PlanError when it cannot be run as written."""
+    from kvgauge.plan import load_plan
+
+    plan = load_plan(args.plan, args.quick, args.test)
+    if args.json:
+        print(as_json(plan))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        show(plan, console if console.is_terminal else Console(width=PIPED_COLUMNS))
+    return 0
+
+
+def as_json(plan: "Plan") -> str:
+    """The plan, its runs by name and place, and the estimate, as JSON text."""
+    import msgspec
+
+    from kvgauge.plan.expand import estimate_s, expand
+
+    runs = [
+        {
+            "run_id": run.run_id,
+            "test": run.test.name,
+            "repetition": run.repetition,
+            "order": run.order,
+            "seed": run.seed,
+        }
+        for run in expand(plan)
+    ]
+    whole = {"schema": 1, "plan": plan, "runs": runs, "estimate_s": round(estimate_s(plan))}
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode()
+
+
+def rehearsal_line(plan: "Plan") -> str | None:
+    """What every page of a rehearsal says; None when a test leaves tcp and shm."""
+    if not plan.rehearsal:
+        return None
+    fabrics = sorted({test.fabric for test in plan.tests})
+    if len(fabrics) == 1:
+        return f"rehearsal: fabric {fabrics[0]} for every test; nothing here transfers to EFA"
+    return f"rehearsal: fabrics {' and '.join(fabrics)} only; nothing here transfers to EFA"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 5 min, 1 h 10 min."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show(plan: "Plan", console: "Console") -> None:
+    """Print the plan as tables: tests, cells, runs; then the estimate."""
+    from kvgauge.plan.expand import estimate_s, expand
+    from kvgauge.plan.metrics import METRICS
+
+    runs = expand(plan)
+    source = f"{plan.source}, quick" if plan.quick else plan.source
+    size = f"{len(plan.tests)} tests x {plan.repetitions} repetitions = {len(runs)} runs of {len(plan.cells)} cells"
+    lines = [
+        f"{plan.name} ({source}): {size}",
+        f"decides: {plan.primary.metric} in cell {plan.primary.cell}: {METRICS[plan.primary.metric].meaning}",
+        f"estimated time: about {duration(estimate_s(plan))}, rough, without installing builds",
+    ]
+    rehearsal = rehearsal_line(plan)
+    for line in [*lines, rehearsal] if rehearsal else lines:
+        console.print(line, markup=False, highlight=False)
+    for table in (_tests_table(plan), _cells_table(plan), _runs_table(runs)):
+        console.print()
+        console.print(table)
+
+
+def _table(title: str, columns: "Iterable[str]") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        # Names and their labels wrap; numbers stay whole.
+        table.add_column(column, no_wrap=column not in {"test", "patches", "compared with", "prompt"})
+    return table
+
+
+def _add(table: "Table", *values: str) -> None:
+    """A row taken literally: names are the user's, and brackets in them are not markup."""
+    from rich.text import Text
+
+    table.add_row(*(Text(value) for value in values))
+
+
+def _tests_table(plan: "Plan") -> "Table":
+    from kvgauge.models import MODELS, descriptor_bytes, descriptors, transfer_bytes
+    from kvgauge.plan.expand import prompt_tokens
+
+    deciding = next(cell for cell in plan.cells if cell.name == plan.primary.cell)
+    tokens = prompt_tokens(deciding)
+    columns = (
+        "test",
+        "backend",
+        "fabric",
+        "NIXL",
+        "patches",
+        "model",
+        "TP",
+        "KV/request",
+        "descriptors",
+        "compared with",
+    )
+    table = _table(f"Tests (KV of one request of {deciding.name}, {tokens} prompt tokens)", columns)
+    for test in plan.tests:
+        model = MODELS[test.model]
+        moved = transfer_bytes(model, test.kv_dtype, tokens, test.decode_tp)
+        count = descriptors(model, tokens, test.prefill_tp, test.decode_tp)
+        each = descriptor_bytes(model, test.kv_dtype, test.prefill_tp, test.decode_tp)
+        _add(
+            table,
+            test.name if test.stand_in is None else f"{test.name}\n({test.stand_in})",
+            test.backend,
+            test.fabric,
+            test.build,
+            test.patches,
+            f"{test.model} {test.kv_dtype}",
+            _tp(test),
+            f"{moved / 2**20:.1f} MiB",
+            f"{count:,} x {each / 1024:g} KiB",
+            ", ".join(test.baseline) or "nothing: a baseline",
+        )
+    return table
+
+
+def _tp(test: "Test") -> str:
+    """8, or 4 -> 8 where prefill and decode differ; with worker counts where there are several."""
+    same = test.prefill_tp == test.decode_tp
+    tp = str(test.prefill_tp) if same else f"{test.prefill_tp} -> {test.decode_tp}"
+    if test.prefill_workers == test.decode_workers == 1:
+        return tp
+    return f"{tp} ({test.prefill_workers} prefill, {test.decode_workers} decode)"
+
+
+def _cells_table(plan: "Plan") -> "Table":
+    columns = ("cell", "load", "concurrency", "requests", "warm-up", "prompt", "output tokens", "")
+    table = _table("Cells of every run, in order", columns)
+    for cell in plan.cells:
+        _add(
+            table,
+            cell.name,
+            cell.load,
+            str(cell.concurrency),
+            str(cell.requests),
+            str(cell.warmup_requests),
+            _prompt(cell),
+            str(cell.output_tokens),
+            "decides" if cell.name == plan.primary.cell else "",
+        )
+    return table
+
+
+def _prompt(cell: "Cell") -> str:
+    if cell.prompt is None:
+        return f"{cell.input_tokens} tokens, unique"
+    return repr(cell.prompt if len(cell.prompt) <= 40 else cell.prompt[:40] + "...")
+
+
+def _runs_table(runs: "list[Run]") -> "Table":
+    table = _table("Runs, in order", ("order", "run", "test", "repetition"))
+    for run in runs:
+        label = f" ({run.test.stand_in})" if run.test.stand_in else ""
+        _add(table, str(run.order + 1), run.run_id, run.test.name + label, str(run.repetition))
+    return table

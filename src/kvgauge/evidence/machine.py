@@ -1,0 +1,118 @@
+"""What the machine did while a run lasted: processor time, steal, memory, bytes on network interfaces.
+
+`parse_*` are pure; `read_*` are the thin edge that opens /proc.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from kvgauge.evidence.facts import MachineUse, Missing
+
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Ticks(msgspec.Struct, frozen=True, kw_only=True):
+    """Processor time of all cores since boot, in ticks."""
+
+    busy: int
+    idle: int
+    steal: int
+
+    @property
+    def total(self) -> int:
+        return self.busy + self.idle + self.steal
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at the machine."""
+
+    ticks: Ticks
+    wire_bytes: int | None
+    cpu_s: dict[str, float]
+    rss_bytes: dict[str, int]
+
+
+def parse_stat(text: str) -> Ticks:
+    """First line of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice."""
+    values = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]
+    user, nice, system, idle, iowait, irq, softirq, steal = values
+    return Ticks(busy=user + nice + system + irq + softirq, idle=idle + iowait, steal=steal)
+
+
+def parse_net_dev(text: str) -> int:
+    """Received bytes over all interfaces in /proc/net/dev."""
+    return sum(int(line.split(":", 1)[1].split()[0]) for line in text.splitlines() if ":" in line)
+
+
+def read_snapshot(pids: dict[str, int]) -> Snapshot:
+    """pids   process name -> pid; one that has ended is left out"""
+    cpu_s, rss_bytes = {}, {}
+    for name, pid in pids.items():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            continue
+        cpu_s[name] = (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+        rss_bytes[name] = pages * PAGE_BYTES
+    try:
+        wire = parse_net_dev(Path("/proc/net/dev").read_text())
+    except (OSError, ValueError, IndexError):
+        wire = None
+    return Snapshot(ticks=parse_stat(Path("/proc/stat").read_text()), wire_bytes=wire, cpu_s=cpu_s, rss_bytes=rss_bytes)
+
+
+def use(before: Snapshot, after: Snapshot) -> MachineUse:
+    """What happened between two looks."""
+    total = max(1, after.ticks.total - before.ticks.total)
+    return MachineUse(
+        busy=(after.ticks.busy - before.ticks.busy) / total,
+        steal=(after.ticks.steal - before.ticks.steal) / total,
+        cores=os.cpu_count() or 1,
+        processes_cpu_s={name: round(s - before.cpu_s.get(name, 0.0), 3) for name, s in after.cpu_s.items()},
+        rss_bytes=after.rss_bytes,
+    )
+
+
+def wire_bytes(before: Snapshot, after: Snapshot) -> int | Missing:
+    """Bytes received on all interfaces between two looks: other traffic included, so a lower bound check only."""
+    if before.wire_bytes is None or after.wire_bytes is None:
+        return Missing(reason="/proc/net/dev cannot be read here")
+    return after.wire_bytes - before.wire_bytes
+
+
+def read_gpu_memory() -> int | Missing:
+    """Memory in use on all GPUs, as nvidia-smi says."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Missing(reason="no NVIDIA driver (nvidia-smi) on this machine")
+    try:
+        done = subprocess.run(
+            [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return sum(int(line) << 20 for line in done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return Missing(reason=f"nvidia-smi gave no memory: {str(error)[:120]}")
+
+
+def read_available_memory() -> int:
+    """Bytes that can be taken without swapping (MemAvailable), bounded by this process's cgroup where it has one."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) << 10
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(0, limit - used))

@@ -1,0 +1,106 @@
+"""Facts and sums against what the plan asked for. Each reason says what was seen, what was wanted, what to do."""
+
+from collections.abc import Sequence
+
+from kvgauge.evidence.facts import Evidence, Missing
+from kvgauge.plan.records import Test
+from kvgauge.samples.records import Exchange, Transfer
+
+WIRE_PROVIDERS = {"tcp": ("tcp", "sockets"), "efa": ("efa", "srd"), "ib": ("verbs", "rc", "dc", "ud")}
+
+
+def contradictions(test: Test, evidence: Evidence, transfers: Sequence[Transfer]) -> list[str]:
+    """Why nothing of this run may be believed; empty when evidence and plan agree."""
+    return [
+        *_backend(test, evidence, transfers),
+        *_provider(test, evidence),
+        *_bytes(transfers),
+        *_integrity(transfers),
+        *_wire(test, evidence, transfers),
+    ]
+
+
+def cell_troubles(measured: Sequence[Exchange]) -> list[str]:
+    """Why this cell's numbers cannot stand for what was offered: requests that failed."""
+    failed = [exchange for exchange in measured if exchange.failure is not None]
+    if not measured:
+        return ["no request was measured"]
+    if not failed:
+        return []
+    kinds: dict[str, int] = {}
+    for exchange in failed:
+        kinds[exchange.failure or ""] = kinds.get(exchange.failure or "", 0) + 1
+    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    first = next((exchange.detail for exchange in failed if exchange.detail), None)
+    shown = f"; the first: {first[:200]}" if first else ""
+    return [f"{len(failed)} of {len(measured)} requests failed ({counted}){shown}. The others flatter the result"]
+
+
+def _backend(test: Test, evidence: Evidence, transfers: Sequence[Transfer]) -> list[str]:
+    done = [transfer for transfer in transfers if transfer.failure is None]
+    if not done:
+        failed = transfers[0].failure if transfers else None
+        why = f": {failed}" if failed else ""
+        return [f"no KV transfer ended well{why}. Nothing proves that {test.backend} carried anything"]
+    others = {backend: count for backend, count in evidence.backends.items() if backend != test.backend}
+    if others:
+        seen = ", ".join(f"{count} by {backend}" for backend, count in others.items())
+        return [f"{test.backend} was asked for, but NIXL says that transfers were carried otherwise: {seen}"]
+    return []
+
+
+def _provider(test: Test, evidence: Evidence) -> list[str]:
+    if not evidence.providers:
+        return [
+            f"unproved: no start-up line says which provider or lane {test.backend} used; "
+            "keep NIXL_LOG_LEVEL=INFO and UCX_LOG_LEVEL=info"
+        ]
+    wanted = WIRE_PROVIDERS.get(test.fabric)
+    if wanted is None:
+        return []
+    wrong = [name for name in evidence.providers if name.split("/")[0].split("_")[0].split(" ")[0] not in wanted]
+    if wrong:
+        line = next((fact.shown_by for fact in evidence.facts if fact.value.startswith(wrong[0])), "")
+        return [f"fabric {test.fabric} was asked for, {', '.join(wrong)} carried it ({line})"]
+    return []
+
+
+def _bytes(transfers: Sequence[Transfer]) -> list[str]:
+    done = [transfer for transfer in transfers if transfer.failure is None]
+    wrong = [
+        transfer
+        for transfer in done
+        if transfer.bytes_listed != transfer.bytes_expected
+        or (transfer.bytes_moved is not None and transfer.bytes_moved != transfer.bytes_expected)
+    ]
+    if not wrong:
+        return []
+    worst = wrong[0]
+    return [
+        f"bytes do not add up in {len(wrong)} of {len(done)} transfers: {worst.prompt_tokens} prompt tokens are "
+        f"{worst.bytes_expected} bytes of KV, the descriptors list {worst.bytes_listed}, NIXL counted {worst.bytes_moved}"
+    ]
+
+
+def _integrity(transfers: Sequence[Transfer]) -> list[str]:
+    wrong = [transfer for transfer in transfers if transfer.pieces_wrong]
+    if not wrong:
+        return []
+    pieces = sum(transfer.pieces_wrong for transfer in wrong)
+    return [
+        f"wrong KV in {len(wrong)} of {len(transfers)} transfers, {pieces} pieces in all; the first: {wrong[0].failure}. "
+        "NIXL reported DONE for them: do not use this build with this backend"
+    ]
+
+
+def _wire(test: Test, evidence: Evidence, transfers: Sequence[Transfer]) -> list[str]:
+    """Over tcp every byte passes a network interface; fewer there than moved means something else carried them."""
+    if test.fabric != "tcp" or isinstance(evidence.wire_bytes, Missing):
+        return []
+    moved = sum(transfer.bytes_listed for transfer in transfers if transfer.failure is None)
+    if evidence.wire_bytes < moved:
+        return [
+            f"{moved} bytes were moved, but only {evidence.wire_bytes} passed the network interfaces: "
+            "shared memory or another path carried the rest"
+        ]
+    return []

@@ -1,0 +1,137 @@
+"""A plan to its runs, in the order they happen, and roughly how long they take. Pure: the seed is the plan's."""
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from kvgauge.failures import PlanError
+from kvgauge.models import MODELS, Model, descriptors, transfer_bytes
+from kvgauge.plan.nodes import nearest
+from kvgauge.plan.read import rehearsal, slug
+from kvgauge.plan.records import Cell, Plan, Run, Test
+
+# The duration model: rough, for "how long will this take", never for a result. Two cores, one machine, and the
+# embedded target's compute for an H100, whatever GPU the test names.
+START_S = 2.0  # processes up, pool allocated and registered, first connection
+START_AGENT_S = 0.15  # each rank
+STEP_S, STEP_LAYER_S = 1.0e-3, 20e-6  # a decode step beyond reading the weights
+PREFILL_S, PREFILL_LAYER_S = 2.0e-3, 150e-6  # a prefill beyond its arithmetic
+ALL_REDUCE_LAYER_S = 20e-6  # both of a layer, where there is more than one rank
+WEIGHTS_BYTES_PER_S = 2.3e12  # 70% of 3.35 TB/s
+PREFILL_PARAMETERS_PER_S = 2.5e14  # active parameters x tokens: 2 operations each, at half of 989 TFLOP/s
+TRANSFER_BYTES_PER_S = {"tcp": 0.9e9, "shm": 3.0e9, "efa": 20e9, "ib": 20e9, "cuda": 20e9}  # all ranks together
+DESCRIPTOR_S = 2e-6  # posting, completing and checking one descriptor
+CHARACTERS_PER_TOKEN = 4
+
+
+def _digest(*parts: object) -> bytes:
+    """The same bytes on every machine and Python version, which `random` does not promise."""
+    return hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+
+
+def _ordered(plan: Plan, repetition: int) -> list[Test]:
+    """The tests in the order of one repetition.
+
+    Repetitions come in pairs: an order drawn from the seed, then the same backwards. Within a pair the mean place
+    of every test is the same, so a machine that slows down steadily favours none; drawing a new order
+    for each pair keeps a test from always running after the same neighbour.
+    """
+    pair = (repetition - 1) // 2
+    drawn = sorted(plan.tests, key=lambda test: _digest("order", plan.seed, pair, test.name))
+    return drawn if repetition % 2 else drawn[::-1]
+
+
+def expand(plan: Plan) -> list[Run]:
+    """Every run of the plan in the order they happen: repetition k of all tests is over before k + 1 of any.
+
+    A run's seed depends on the repetition only, so that the tests of one repetition are paired:
+    they get the same prompts at the same due times.
+    """
+    runs: list[Run] = []
+    for repetition in range(1, plan.repetitions + 1):
+        seed = int.from_bytes(_digest("run", plan.seed, repetition)[:4]) >> 1
+        for test in _ordered(plan, repetition):
+            name = f"r{repetition}-{slug(test.name)}"
+            runs.append(
+                Run(run_id=name, test=test, repetition=repetition, order=len(runs), seed=seed, cells=plan.cells)
+            )
+    return runs
+
+
+def select(plan: Plan, names: Sequence[str]) -> Plan:
+    """The plan with only the named tests, in the plan's order; baselines that are not among them are dropped.
+
+    No names: the plan as it is. PlanError for a name no test has.
+    """
+    if not names:
+        return plan
+    known = [test.name for test in plan.tests]
+    for name in names:
+        if name not in known:
+            raise PlanError(f"no test is called {name!r}; {nearest(name, known)}", source=plan.source)
+    kept = tuple(
+        msgspec.structs.replace(test, baseline=tuple(name for name in test.baseline if name in names))
+        for test in plan.tests
+        if test.name in names
+    )
+    return msgspec.structs.replace(plan, tests=kept, rehearsal=rehearsal(kept))
+
+
+def prompt_tokens(cell: Cell) -> int:
+    """Prompt tokens of one request; for a literal prompt a guess, since the target's tokenizer decides."""
+    if cell.input_tokens is not None:
+        return cell.input_tokens
+    return -(-len(cell.prompt or "") // CHARACTERS_PER_TOKEN)
+
+
+def _layers_s(model: Model, tp: int, layer_s: float) -> float:
+    return model.layers * (layer_s + (ALL_REDUCE_LAYER_S if tp > 1 else 0.0))
+
+
+def _step_s(model: Model, tp: int) -> float:
+    """One decode step of a few sequences."""
+    weights_s = model.parameters_active * 2 / (tp * WEIGHTS_BYTES_PER_S)
+    return STEP_S + weights_s + _layers_s(model, tp, STEP_LAYER_S)
+
+
+def _prefill_s(model: Model, tp: int, tokens: int) -> float:
+    """One prompt."""
+    return (
+        PREFILL_S
+        + tokens * model.parameters_active / (tp * PREFILL_PARAMETERS_PER_S)
+        + _layers_s(model, tp, PREFILL_LAYER_S)
+    )
+
+
+def _transfer_s(test: Test, model: Model, tokens: int) -> float:
+    moved = transfer_bytes(model, test.kv_dtype, tokens, test.decode_tp)
+    pieces = descriptors(model, tokens, test.prefill_tp, test.decode_tp)
+    return moved / TRANSFER_BYTES_PER_S[test.fabric] + pieces * DESCRIPTOR_S
+
+
+def cell_s(test: Test, cell: Cell) -> float:
+    """Rough seconds one cell takes: rounds of `concurrency` requests, which decode together.
+
+    Transfers of a round queue for the same cores and so do its prefills for each prefill worker; warm-up included.
+    """
+    model = MODELS[test.model]
+    tokens = prompt_tokens(cell)
+    decode_s = cell.output_tokens * _step_s(model, test.decode_tp)
+    prefill_s = _prefill_s(model, test.prefill_tp, tokens) / test.prefill_workers
+    queued_s = prefill_s + _transfer_s(test, model, tokens)
+    total_s = 0.0
+    for requests in (cell.warmup_requests, cell.requests):
+        total_s += -(-requests // cell.concurrency) * decode_s + requests * queued_s
+    return total_s
+
+
+def run_s(test: Test, cells: Sequence[Cell]) -> float:
+    """Rough seconds of one run: start, then every cell in turn."""
+    ranks = test.prefill_tp * test.prefill_workers + test.decode_tp * test.decode_workers
+    return START_S + ranks * START_AGENT_S + sum(cell_s(test, cell) for cell in cells)
+
+
+def estimate_s(plan: Plan) -> float:
+    """Rough seconds of the whole plan, without installing builds. Good to a factor of about two."""
+    return plan.repetitions * sum(run_s(test, plan.cells) for test in plan.tests)

@@ -1,0 +1,251 @@
+"""YAML text to a checked Plan. Pure: the builds that exist are an argument, and nothing is started or opened.
+
+Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
+
+    name, repetitions, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
+    defaults: {fields of a test, for those that do not say otherwise}
+    tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
+                prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
+                expect, baseline}]
+    cells:    [{name, load, concurrency: 5 or [1, 5], requests or requests_per_slot,
+                prompt or input_tokens, output_tokens, warmup_requests}]
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import get_args
+
+import msgspec
+
+from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
+from kvgauge.plan.cells import read_cells
+from kvgauge.plan.metrics import METRICS
+from kvgauge.plan.nodes import Value, nearest, parse
+from kvgauge.plan.records import Backend, Cell, Expect, Fabric, Operation, Plan, Primary, Test
+
+PLAN_KEYS = ("name", "repetitions", "seed", "primary", "baseline", "defaults", "tests", "cells")
+TEST_KEYS = (
+    "name",
+    "backend",
+    "fabric",
+    "build",
+    "patches",
+    "stand_in",
+    "model",
+    "tp",
+    "prefill_workers",
+    "decode_workers",
+    "kv_dtype",
+    "operation",
+    "progress_thread",
+    "full_check",
+    "gpu",
+    "expect",
+    "baseline",
+)
+DEFAULTS_KEYS = tuple(key for key in TEST_KEYS if key not in {"name", "baseline"})
+
+TESTS_MAX = 100
+WORKERS_MAX = 64
+NAME_CHARACTERS_MAX = 80
+NOT_FOR_TRANSFER: frozenset[str] = frozenset({"tcp", "shm"})  # fabrics of a rehearsal: they say nothing about EFA
+
+
+def stand_in_text(build: str) -> str:
+    """What stands beside every name and number of a test whose build is not what its patches name."""
+    return f"stand-in: NIXL {build}, not the patches"
+
+
+def slug(name: str) -> str:
+    """A test's name as run ids and folders spell it: lower-case ASCII letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def rehearsal(tests: Iterable[Test]) -> bool:
+    """Whether no test leaves tcp and shm, so that nothing measured transfers to EFA."""
+    return all(test.fabric in NOT_FOR_TRANSFER for test in tests)
+
+
+def read(text: str | bytes, *, source: str, known_builds: Collection[str]) -> Plan:
+    """The plan a YAML text states.
+
+    source        what messages and the Plan call the text, usually its path
+    known_builds  NIXL versions that can be installed, such as "1.5.0"
+    raises        PlanError for the first problem found, with its line
+    """
+    root = parse(text, source)
+    fields = root.fields(PLAN_KEYS)
+    for key in ("name", "primary", "tests", "cells"):
+        if key not in fields:
+            raise root.missing(key, "the plan")
+    tests = _tests(fields, known_builds)
+    cells = read_cells(fields["cells"])
+    return Plan(
+        name=fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX),
+        source=source,
+        tests=tests,
+        cells=cells,
+        repetitions=fields["repetitions"].integer(1, 1000) if "repetitions" in fields else 5,
+        primary=_primary(fields["primary"], cells),
+        seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
+        rehearsal=rehearsal(tests),
+    )
+
+
+def _primary(value: Value, cells: Sequence[Cell]) -> Primary:
+    fields = value.fields(("metric", "cell"))
+    for key in ("metric", "cell"):
+        if key not in fields:
+            raise value.missing(key, "primary")
+    return Primary(
+        metric=fields["metric"].word(METRICS, "metric"),
+        cell=fields["cell"].word([cell.name for cell in cells], "cell"),
+    )
+
+
+def _tests(fields: dict[str, Value], known_builds: Collection[str]) -> tuple[Test, ...]:
+    defaults = fields["defaults"].fields(DEFAULTS_KEYS) if "defaults" in fields else {}
+    written = fields["tests"].items(TESTS_MAX)
+    if not written:
+        raise fields["tests"].error("a plan needs at least one test")
+    tests: list[Test] = []
+    own_baselines: dict[str, Value] = {}
+    lines: dict[str, tuple[str, int]] = {}  # slug -> name, line
+    for value in written:
+        own = value.fields(TEST_KEYS)
+        if "name" not in own:
+            raise value.missing("name", "a test")
+        test = _test(value, defaults | own, known_builds)
+        if slug(test.name) in lines:
+            other, line = lines[slug(test.name)]
+            same = "has the name" if other == test.name else f"makes the same run ids as {other!r},"
+            raise own["name"].error(f"{test.name!r} {same} of the test on line {line}; rename one")
+        lines[slug(test.name)] = test.name, own["name"].line
+        if "baseline" in own:
+            own_baselines[test.name] = own["baseline"]
+        tests.append(test)
+    return _with_baselines(tests, fields.get("baseline"), own_baselines)
+
+
+def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str]) -> Test:
+    """One row, its baseline still empty."""
+    name = fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX)
+    if not slug(name):
+        raise fields["name"].error(f"{name!r} needs at least one ASCII letter or digit: run ids are made of it")
+    for key in ("backend", "fabric", "build", "model"):
+        if key not in fields:
+            raise value.missing(key, f"test {name!r}")
+    model = fields["model"].word(MODELS, "model")
+    prefill_tp, decode_tp = _tp(fields.get("tp"), model)
+    build = _build(fields["build"], known_builds)
+    patches = fields["patches"].line_of_text(characters_max=200) if "patches" in fields else "none"
+    chosen: dict[str, object] = {
+        "name": name,
+        "backend": fields["backend"].word(get_args(Backend), "backend"),
+        "fabric": fields["fabric"].word(get_args(Fabric), "fabric"),
+        "build": build,
+        "patches": patches,
+        "stand_in": _stand_in(fields.get("stand_in"), patches, build),
+        "model": model,
+        "prefill_tp": prefill_tp,
+        "decode_tp": decode_tp,
+    }
+    for key in ("prefill_workers", "decode_workers"):
+        if key in fields:
+            chosen[key] = fields[key].integer(1, WORKERS_MAX)
+    for key in ("progress_thread", "full_check"):
+        if key in fields:
+            chosen[key] = fields[key].flag()
+    if "kv_dtype" in fields:
+        chosen["kv_dtype"] = fields["kv_dtype"].word(DTYPE_BYTES, "KV dtype")
+    if "operation" in fields:
+        chosen["operation"] = fields["operation"].word(get_args(Operation), "operation")
+    if "gpu" in fields:
+        chosen["gpu"] = fields["gpu"].line_of_text(characters_max=NAME_CHARACTERS_MAX)
+    if "expect" in fields:
+        chosen["expect"] = fields["expect"].word(get_args(Expect), "expectation")
+    return msgspec.convert(chosen, Test)
+
+
+def _tp(value: Value | None, model_name: str) -> tuple[int, int]:
+    """(prefill, decode) tensor parallelism; 1 where nothing is said."""
+    if value is None:
+        return 1, 1
+    if not value.is_mapping:
+        return (both := _one_tp(value, model_name)), both
+    sides = value.fields(("prefill", "decode"))
+    for side in ("prefill", "decode"):
+        if side not in sides:
+            raise value.missing(side, "tp")
+    return _one_tp(sides["prefill"], model_name), _one_tp(sides["decode"], model_name)
+
+
+def _one_tp(value: Value, model_name: str) -> int:
+    tp = value.integer(1, 1024)
+    model = MODELS[model_name]
+    reason = check_tp(model, tp)
+    if reason is not None:
+        possible = ", ".join(map(str, possible_tps(model)))
+        raise value.error(f"TP {tp} is impossible: {reason}; possible: {possible}")
+    return tp
+
+
+def _build(value: Value, known_builds: Collection[str]) -> str:
+    if value.is_mapping:
+        # The names are reserved so that a plan for a later version gets a reason, not "wrong type".
+        value.fields(("plugin_dir", "core", "wheel"))
+        raise value.error("a plugin folder or a wheel is not supported yet by this version; name a NIXL release")
+    return value.word(known_builds, "build")
+
+
+def _stand_in(value: Value | None, patches: str, build: str) -> str | None:
+    """As written; where nothing is, a published release can only stand in for named patches."""
+    if value is None:
+        return None if patches == "none" else stand_in_text(build)
+    return None if value.is_null else value.line_of_text(characters_max=200)
+
+
+def _with_baselines(tests: list[Test], default: Value | None, own: dict[str, Value]) -> tuple[Test, ...]:
+    """The tests with what each is compared with: its own list, or the plan's.
+
+    A test that the plan's list names is compared with those listed before it, so the first has no baseline.
+    """
+    names = [test.name for test in tests]
+    listed = _names(default, names) if default is not None else ()
+    chosen: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if name not in own:
+            chosen[name] = listed[: listed.index(name)] if name in listed else listed
+            continue
+        chosen[name] = _names(own[name], names)
+        if name in chosen[name]:
+            raise own[name].error(f"{name!r} names itself; a test cannot be its own baseline")
+    _refuse_cycle(chosen, own)
+    return tuple(msgspec.structs.replace(test, baseline=chosen[test.name]) for test in tests)
+
+
+def _names(value: Value, tests: Collection[str]) -> tuple[str, ...]:
+    """One name or a list of names, each a test of the plan, none twice."""
+    names: list[str] = []
+    for item in value.items(TESTS_MAX) if value.is_list else [value]:
+        text = item.scalar("the name of a test")
+        if text not in tests:
+            raise item.error(f"no test is called {text[:NAME_CHARACTERS_MAX]!r}; {nearest(text, tests)}")
+        if text in names:
+            raise item.error(f"{text!r} is listed twice; remove one")
+        names.append(text)
+    return tuple(names)
+
+
+def _refuse_cycle(baselines: dict[str, tuple[str, ...]], own: dict[str, Value]) -> None:
+    """PlanError at a test's own list that leads back to it. The plan's list alone cannot make a cycle."""
+    for start, value in own.items():
+        seen: set[str] = set()
+        waiting = list(baselines[start])
+        while waiting:
+            name = waiting.pop()
+            if name == start:
+                raise value.error(f"a cycle: {start!r} is compared with a test that is compared with it")
+            if name not in seen:
+                seen.add(name)
+                waiting += baselines[name]

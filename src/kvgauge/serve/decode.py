@@ -1,0 +1,318 @@
+"""A decode worker: fetches KV, checks every block, then gives each request a token a step, all in one batch."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kvgauge.failures import TransferError
+from kvgauge.kv.layout import Int32, from_decode
+from kvgauge.kv.stamps import Checked, Identity
+from kvgauge.kv.transfer import Move, WorkerInfo
+from kvgauge.models import BLOCK_TOKENS, transfer_bytes
+from kvgauge.samples.records import Transfer
+from kvgauge.serve.blocks import BlockTable
+from kvgauge.serve.compute import GPUS, decode_ns
+from kvgauge.serve.messages import (
+    Abort,
+    Decode,
+    Peers,
+    Refused,
+    Released,
+    Report,
+    Reserve,
+    Reserved,
+    Spec,
+    Started,
+    ToDecode,
+    Tokens,
+    Written,
+    encode,
+)
+from kvgauge.serve.ranks import Ranks
+from kvgauge.serve.vocabulary import answer
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A request that is being answered."""
+
+    key: int
+    tokens: list[int]
+    at: int
+    context: int
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A request whose KV is on its way."""
+
+    request: Decode | Reserve
+    blocks: Int32
+    move: Move | None = None
+    notes_missing: int = 0
+    arrived_ns: int | None = None  # WRITE: when the last notification came
+    written: Written | None = None
+    aborted: bool = False
+    deadline_ns: int = 0
+
+
+class DecodeWorker:
+    def __init__(self, spec: Spec, ranks: Ranks, outbox: Any) -> None:
+        self._spec, self._ranks, self._outbox = spec, ranks, outbox
+        self._gpu = GPUS[spec.gpu]
+        self._table = BlockTable(spec.blocks, seed=1_000 + spec.index)
+        self._waiting: deque[Decode | Reserve] = deque()
+        self._incoming: dict[int, Incoming] = {}
+        self._joining: list[Sequence] = []
+        self._active: dict[int, Sequence] = {}
+        self._context = 0
+        self._step_end_ns: int | None = None
+        self._peers: dict[int, WorkerInfo] = {}
+        self._decoder = msgspec.msgpack.Decoder(ToDecode)
+        self._steps = self._late = self._late_ns_max = 0
+        self._backends: dict[str, int] = {}
+
+    def on_peers(self, peers: Peers) -> None:
+        self._peers = {worker.index: worker for worker in peers.workers}
+
+    def on_message(self, raw: bytes) -> None:
+        message = self._decoder.decode(raw)
+        if isinstance(message, Decode | Reserve):
+            self._waiting.append(message)
+        elif isinstance(message, Abort):
+            self._abort(message.key)
+        elif (incoming := self._incoming.get(message.key)) is not None:
+            incoming.written = message
+
+    def turn(self, now_ns: int) -> int | None:
+        for key in self._ranks.poll():
+            self._note(key)
+        for move in self._ranks.mover.progress():
+            self._moved(move)
+        self._settle_writes(now_ns)
+        self._admit(now_ns)
+        if self._step_end_ns is not None and time.monotonic_ns() >= self._step_end_ns:
+            self._end_step(self._step_end_ns)
+        if self._step_end_ns is None and (self._active or self._joining):
+            self._begin_step(time.monotonic_ns())
+        if self._incoming:
+            return 0
+        return self._step_end_ns
+
+    # -- requests on their way in
+
+    def _admit(self, now_ns: int) -> None:
+        """Take requests in order while pool and batch have room: a full pool queues, it never fails."""
+        while self._waiting:
+            request = self._waiting[0]
+            blocks = -(-(request.prompt_tokens + request.max_tokens) // BLOCK_TOKENS)
+            running = len(self._active) + len(self._joining) + len(self._incoming)
+            if running >= self._spec.max_batch or not self._table.can_hold(blocks):
+                return
+            self._waiting.popleft()
+            taken = self._table.allocate(request.key, blocks)
+            deadline_ns = now_ns + int(self._spec.transfer_timeout_s * 1e9)
+            if not self._ranks.agents:
+                self._join(request, request.digest)
+                self._outbox.send(encode(Started(request.key, None)))
+            elif isinstance(request, Decode):
+                self._fetch(request, taken, deadline_ns)
+            else:
+                self._expect(request, taken, deadline_ns)
+
+    def _fetch(self, request: Decode, taken: Int32, deadline_ns: int) -> None:
+        """READ: connect to that prefill worker if this is the first time, then pull."""
+        mover = self._ranks.mover
+        ours, theirs = taken[: len(request.blocks)], np.asarray(request.blocks, dtype=np.int32)
+        try:
+            peer = self._peers[request.prefill_worker]
+            if not mover.connected(peer.index):
+                mover.connect(peer, [from_decode(share) for share in self._ranks.shares])
+        except TransferError as error:
+            self._refuse(request.key, str(error), None)
+            return
+        move = mover.begin(request.key, peer.index, "READ", (ours, theirs), deadline_ns)
+        self._incoming[request.key] = Incoming(request, ours, move=move, deadline_ns=deadline_ns)
+
+    def _expect(self, request: Reserve, taken: Int32, deadline_ns: int) -> None:
+        """WRITE: tell prefill where to put the blocks, then wait for its notifications."""
+        ours = taken[: -(-request.prompt_tokens // BLOCK_TOKENS)]
+        self._incoming[request.key] = Incoming(
+            request, ours, notes_missing=len(self._ranks.shares), deadline_ns=deadline_ns
+        )
+        self._outbox.send(encode(Reserved(request.key, ours.tolist())))
+
+    def _note(self, key: int) -> None:
+        incoming = self._incoming.get(key)
+        if incoming is None:
+            return
+        incoming.notes_missing -= 1
+        if incoming.notes_missing == 0:
+            incoming.arrived_ns = time.monotonic_ns()
+
+    def _settle_writes(self, now_ns: int) -> None:
+        """WRITE: a request is here when every notification has come and prefill has said what it moved."""
+        for key, incoming in list(self._incoming.items()):
+            if incoming.move is not None:
+                continue
+            written = incoming.written
+            if written is not None and (incoming.arrived_ns is not None or written.failure is not None):
+                del self._incoming[key]
+                self._arrived(incoming, self._write_record(incoming, written))
+            elif now_ns > incoming.deadline_ns:
+                del self._incoming[key]
+                self._refuse(key, "WRITE past its deadline: prefill's notifications did not come", None)
+
+    def _write_record(self, incoming: Incoming, written: Written) -> Transfer:
+        return self._record(
+            incoming.request,
+            operation="WRITE",
+            backend=written.backend,
+            descriptors=written.descriptors,
+            bytes_listed=written.bytes_listed,
+            bytes_moved=written.bytes_moved,
+            posted_ns=written.posted_ns,
+            transferred_ns=incoming.arrived_ns,
+            post_ns=written.post_ns,
+            failure=written.failure,
+        )
+
+    def _moved(self, move: Move) -> None:
+        incoming = self._incoming.pop(move.key)
+        backend = ",".join(sorted(move.backends)) or "none"
+        self._backends[backend] = self._backends.get(backend, 0) + 1
+        record = self._record(
+            incoming.request,
+            operation="READ",
+            backend=backend,
+            descriptors=move.descriptors,
+            bytes_listed=move.bytes_listed,
+            bytes_moved=move.bytes_moved,
+            posted_ns=move.posted_ns or 0,
+            transferred_ns=move.done_ns if move.failure is None else None,
+            post_ns=move.post_ns,
+            failure=move.failure,
+        )
+        self._arrived(incoming, record)
+
+    def _record(self, request: Decode | Reserve, **measured: Any) -> Transfer:
+        spec = self._spec
+        return Transfer(
+            request_id=f"{request.key:016x}",
+            prefill_worker=request.prefill_worker,
+            decode_worker=spec.index,
+            prompt_tokens=request.prompt_tokens,
+            pairs=len(self._ranks.shares),
+            bytes_expected=transfer_bytes(self._ranks.model, spec.kv_dtype, request.prompt_tokens, spec.decode_tp),
+            checked_ns=0,
+            pieces=0,
+            pieces_wrong=0,
+            **measured,
+        )
+
+    def _arrived(self, incoming: Incoming, record: Transfer) -> None:
+        """Check every block, then let the request join the batch; wrong blocks fail it."""
+        key = incoming.request.key
+        if record.failure is not None:
+            self._refuse(key, record.failure, record)
+            return
+        began = time.monotonic_ns()
+        identity = Identity(nonce=key, digest=incoming.request.digest)
+        checked: Checked = self._ranks.check(identity, incoming.blocks)
+        record = msgspec.structs.replace(
+            record,
+            checked_ns=time.monotonic_ns() - began,
+            pieces=checked.pieces,
+            pieces_wrong=checked.wrong,
+            failure=checked.line if checked.wrong else None,
+        )
+        if checked.digest is None:
+            self._refuse(key, checked.line, record)
+        elif incoming.aborted:
+            self._table.release(key)
+        else:
+            self._join(incoming.request, checked.digest)
+            self._outbox.send(encode(Started(key, record)))
+
+    def _refuse(self, key: int, reason: str, record: Transfer | None) -> None:
+        self._table.release(key)
+        self._outbox.send(encode(Refused(key, reason, kv=True, transfer=record)))
+
+    def _abort(self, key: int) -> None:
+        """The client has gone: stop as soon as no transfer writes into the request's blocks any more."""
+        before = len(self._waiting)
+        self._waiting = deque(request for request in self._waiting if request.key != key)
+        if len(self._waiting) < before:
+            self._outbox.send(encode(Released(key)))
+        elif (incoming := self._incoming.get(key)) is not None:
+            incoming.aborted = True
+        elif (sequence := self._active.pop(key, None)) is not None:
+            self._context -= sequence.context + sequence.at
+            self._table.release(key)
+        elif any(sequence.key == key for sequence in self._joining):
+            self._joining = [sequence for sequence in self._joining if sequence.key != key]
+            self._table.release(key)
+
+    # -- steps
+
+    def _join(self, request: Decode | Reserve, digest: int) -> None:
+        tokens = answer(digest, request.max_tokens)
+        self._joining.append(Sequence(request.key, tokens, 0, request.prompt_tokens))
+
+    def _begin_step(self, start_ns: int) -> None:
+        for sequence in self._joining:
+            self._active[sequence.key] = sequence
+            self._context += sequence.context
+        self._joining.clear()
+        spec = self._spec
+        took_ns = 0
+        if spec.compute > 0:
+            modelled = decode_ns(self._ranks.model, self._gpu, spec.tp, len(self._active), self._context)
+            took_ns = int(modelled * spec.compute)
+        self._step_end_ns = start_ns + took_ns
+
+    def _end_step(self, end_ns: int) -> None:
+        """Send a token for each sequence and start the next step where this one should have ended.
+
+        Steps follow an absolute clock: being late by less than a step does not shift those after it.
+        """
+        now_ns = time.monotonic_ns()
+        keys, tokens, ended = [], [], []
+        for key, sequence in self._active.items():
+            keys.append(key)
+            tokens.append(sequence.tokens[sequence.at])
+            sequence.at += 1
+            if sequence.at == len(sequence.tokens):
+                ended.append(key)
+        self._context += len(keys)
+        for key in ended:
+            sequence = self._active.pop(key)
+            self._context -= sequence.context + sequence.at
+            self._table.release(key)
+        if keys:
+            self._outbox.send(encode(Tokens(now_ns, keys, tokens, ended)))
+        self._steps += 1
+        self._step_end_ns = None
+        if self._active or self._joining:
+            self._begin_step(end_ns)
+            step_ns = (self._step_end_ns or now_ns) - end_ns
+            late_ns = now_ns - end_ns
+            if late_ns > max(step_ns, 1) and self._spec.compute > 0:
+                self._late += 1
+                self._late_ns_max = max(self._late_ns_max, late_ns)
+                self._step_end_ns = now_ns + step_ns
+
+    def report(self) -> Report:
+        return Report(
+            self._ranks.mover.connections(),
+            self._backends,
+            self._table.free,
+            self._table.total,
+            self._steps,
+            self._late,
+            self._late_ns_max,
+        )

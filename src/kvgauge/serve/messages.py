@@ -1,0 +1,213 @@
+"""What the processes of the embedded stack say to each other: msgpack arrays by msgspec over pyzmq, never pickle.
+
+    frontend -> prefill   Prefill, Release
+    frontend -> decode    Decode, Reserve (WRITE only), Abort
+    prefill  -> frontend  Prefilled, Written (WRITE only), Refused
+    decode   -> frontend  Reserved (WRITE only), Tokens, Started, Refused, Released
+    worker   -> parent    Ready, Report, Died;         parent -> worker    Peers, Ask, Stop
+    frontend -> parent    Listening, Moved, Died;      parent -> frontend  Open, Stop
+
+`key` is the request's 64-bit nonce: it also stamps the request's blocks. Times are monotonic ns of this host.
+"""
+
+import msgspec
+
+from kvgauge.builds.records import Build
+from kvgauge.kv.transfer import WorkerInfo
+from kvgauge.samples.records import Connection, Transfer
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one worker process is started with; arrives on its standard input."""
+
+    role: str  # prefill or decode
+    index: int
+    model: str
+    tp: int
+    prefill_tp: int
+    decode_tp: int
+    kv_dtype: str
+    blocks: int
+    backend: str | None  # None: no NIXL at all, for measuring the stack itself
+    build: Build | None
+    progress_thread: bool
+    operation: str
+    full_check: bool
+    gpu: str
+    compute: float  # multiplies modelled compute time; 0: none
+    control: str  # zmq endpoints
+    inbox: str
+    outbox: str
+    transfer_timeout_s: float
+    max_batch: int = 256
+    max_batch_tokens: int = 8192
+
+
+class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the frontend process is started with; arrives on its standard input.
+
+    max_tokens  prompt and answer together may hold this many
+    """
+
+    host: str
+    port: int
+    model: str
+    operation: str
+    max_tokens: int
+    control: str
+    inbox: str
+    prefill: tuple[str, ...]  # the workers' inboxes
+    decode: tuple[str, ...]
+
+
+class Prefill(msgspec.Struct, tag="prefill", array_like=True, frozen=True):
+    key: int
+    digest: int
+    prompt_tokens: int
+    decode_worker: int = 0
+    decode_blocks: list[int] | None = None  # WRITE: where the blocks go
+
+
+class Release(msgspec.Struct, tag="release", array_like=True, frozen=True):
+    """Prefill may free this request's blocks: decode will not read them (any more)."""
+
+    key: int
+
+
+class Prefilled(msgspec.Struct, tag="prefilled", array_like=True, frozen=True):
+    key: int
+    blocks: list[int]
+    start_ns: int
+    end_ns: int
+
+
+class Written(msgspec.Struct, tag="written", array_like=True, frozen=True):
+    """Prefill's account of a WRITE; the frontend passes it on to decode."""
+
+    key: int
+    posted_ns: int
+    post_ns: int
+    descriptors: int
+    bytes_listed: int
+    bytes_moved: int | None
+    backend: str
+    failure: str | None
+
+
+class Decode(msgspec.Struct, tag="decode", array_like=True, frozen=True):
+    key: int
+    digest: int
+    prompt_tokens: int
+    max_tokens: int
+    prefill_worker: int
+    blocks: list[int]  # READ: where the blocks lie
+
+
+class Reserve(msgspec.Struct, tag="reserve", array_like=True, frozen=True):
+    key: int
+    digest: int
+    prompt_tokens: int
+    max_tokens: int
+    prefill_worker: int
+
+
+class Reserved(msgspec.Struct, tag="reserved", array_like=True, frozen=True):
+    key: int
+    blocks: list[int]
+
+
+class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    key: int
+
+
+class Started(msgspec.Struct, tag="started", array_like=True, frozen=True):
+    """The request's KV is here and right; its first token follows with the next step."""
+
+    key: int
+    transfer: Transfer | None
+
+
+class Tokens(msgspec.Struct, tag="tokens", array_like=True, frozen=True):
+    """One decode step: a token for each key; `ended` are the keys whose last token this was."""
+
+    step_ns: int
+    keys: list[int]
+    tokens: list[int]
+    ended: list[int]
+
+
+class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
+    """The request failed in a worker; `kv` says whether its KV cache is to blame."""
+
+    key: int
+    reason: str
+    kv: bool
+    transfer: Transfer | None = None
+
+
+class Released(msgspec.Struct, tag="released", array_like=True, frozen=True):
+    """Decode is done with the request's blocks at prefill without having notified prefill through NIXL."""
+
+    key: int
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
+    info: WorkerInfo
+    pid: int
+    start_ns: dict[str, int]  # what start-up cost: agents, pool, register
+
+
+class Peers(msgspec.Struct, tag="peers", array_like=True, frozen=True):
+    """The workers of the other side."""
+
+    workers: list[WorkerInfo]
+
+
+class Report(msgspec.Struct, tag="report", array_like=True, frozen=True):
+    """Facts so far: asked for by the parent with Ask."""
+
+    connections: list[Connection]
+    backends: dict[str, int]
+    blocks_free: int
+    blocks_total: int
+    steps: int
+    steps_late: int
+    step_late_ns_max: int
+
+
+class Listening(msgspec.Struct, tag="listening", array_like=True, frozen=True):
+    """The frontend's address, once it is bound."""
+
+    url: str
+    pid: int
+
+
+class Moved(msgspec.Struct, tag="moved", array_like=True, frozen=True):
+    """A KV move that ended, well or not."""
+
+    transfer: Transfer
+
+
+class Open(msgspec.Struct, tag="open", array_like=True, frozen=True):
+    """Every worker is ready: the frontend may say so."""
+
+
+class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
+    pass
+
+
+class Died(msgspec.Struct, tag="died", array_like=True, frozen=True):
+    reason: str
+
+
+class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
+    pass
+
+
+ToPrefill = Prefill | Release
+ToDecode = Decode | Reserve | Abort | Written
+ToFrontend = Prefilled | Written | Reserved | Started | Tokens | Refused | Released
+ToParent = Ready | Report | Died | Listening | Moved
+FromParent = Peers | Ask | Stop | Open
+
+encode = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,206 @@
+"""A prefill worker: fills blocks in modelled time, keeps them until decode has them (or writes them itself)."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kvgauge.failures import TransferError
+from kvgauge.kv.layout import Int32, from_prefill
+from kvgauge.kv.stamps import Identity
+from kvgauge.kv.transfer import Move, WorkerInfo
+from kvgauge.models import BLOCK_TOKENS
+from kvgauge.serve.blocks import BlockTable
+from kvgauge.serve.compute import GPUS, prefill_ns
+from kvgauge.serve.messages import (
+    Peers,
+    Prefill,
+    Prefilled,
+    Refused,
+    Release,
+    Report,
+    Spec,
+    ToPrefill,
+    Written,
+    encode,
+)
+from kvgauge.serve.ranks import Ranks
+
+KEEP_TIMEOUTS = 3  # transfer time-outs that blocks are kept for a decode worker that never comes
+
+
+@dataclass(slots=True)
+class Export:
+    """Blocks that decode has still to fetch: freed when every piece's notification has come."""
+
+    notes_missing: int
+    expires_ns: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is being computed now."""
+
+    requests: list[Prefill]
+    blocks: list[Int32]
+    start_ns: int
+    end_ns: int
+
+
+class PrefillWorker:
+    def __init__(self, spec: Spec, ranks: Ranks, outbox: Any) -> None:
+        self._spec, self._ranks, self._outbox = spec, ranks, outbox
+        self._gpu = GPUS[spec.gpu]
+        self._table = BlockTable(spec.blocks, seed=spec.index)
+        self._waiting: deque[Prefill] = deque()
+        self._batch: Batch | None = None
+        self._exports: dict[int, Export] = {}
+        self._writes: dict[int, Move] = {}
+        self._peers: dict[int, WorkerInfo] = {}
+        self._decoder = msgspec.msgpack.Decoder(ToPrefill)
+        self._free_at_ns = 0  # when the modelled GPU is done with what it has
+        self._late = 0
+        self._late_ns_max = 0
+        self._steps = 0
+        self._backends: dict[str, int] = {}
+        self._notes = len(ranks.shares) if ranks.agents else 0
+
+    def on_peers(self, peers: Peers) -> None:
+        self._peers = {worker.index: worker for worker in peers.workers}
+
+    def on_message(self, raw: bytes) -> None:
+        message = self._decoder.decode(raw)
+        if isinstance(message, Prefill):
+            self._waiting.append(message)
+        else:
+            self._drop(message)
+
+    def _drop(self, release: Release) -> None:
+        self._waiting = deque(request for request in self._waiting if request.key != release.key)
+        if self._exports.pop(release.key, None) is not None:
+            self._table.release(release.key)
+
+    def turn(self, now_ns: int) -> int | None:
+        for key in self._ranks.poll():
+            self._note(key)
+        if self._batch is not None and now_ns >= self._batch.end_ns:
+            self._finish(self._batch)
+        if self._batch is None and self._waiting:
+            self._begin(now_ns)
+        if self._writes:
+            for move in self._ranks.mover.progress():
+                self._written(move)
+        self._expire(now_ns)
+        if (self._exports or self._writes) and self._ranks.agents:
+            return 0
+        return self._batch.end_ns if self._batch is not None else None
+
+    def _begin(self, now_ns: int) -> None:
+        """Admit what fits into the pool and into one step, write the blocks while the modelled GPU computes."""
+        requests: list[Prefill] = []
+        taken: list[Int32] = []
+        tokens = 0
+        while self._waiting:
+            request = self._waiting[0]
+            blocks = -(-request.prompt_tokens // BLOCK_TOKENS)
+            full = requests and tokens + request.prompt_tokens > self._spec.max_batch_tokens
+            if full or not self._table.can_hold(blocks):
+                break
+            requests.append(self._waiting.popleft())
+            taken.append(self._table.allocate(request.key, blocks))
+            tokens += request.prompt_tokens
+        if not requests:
+            return
+        start_ns = max(now_ns, self._free_at_ns)
+        model, tp = self._ranks.model, self._spec.tp
+        took_ns = int(prefill_ns(model, self._gpu, tp, tokens) * self._spec.compute)
+        self._batch = Batch(requests, taken, start_ns, start_ns + took_ns)
+        if self._ranks.agents:
+            for request, blocks_of in zip(requests, taken, strict=True):
+                self._ranks.write(Identity(nonce=request.key, digest=request.digest), blocks_of)
+        self._steps += 1
+        over_ns = time.monotonic_ns() - self._batch.end_ns
+        if over_ns > 0 and self._spec.compute > 0:  # filling took longer than the modelled step: say so
+            self._late += 1
+            self._late_ns_max = max(self._late_ns_max, over_ns)
+
+    def _finish(self, batch: Batch) -> None:
+        end_ns = max(batch.end_ns, time.monotonic_ns()) if self._spec.compute == 0 else batch.end_ns
+        self._free_at_ns = batch.end_ns
+        self._batch = None
+        expires_ns = end_ns + int(KEEP_TIMEOUTS * self._spec.transfer_timeout_s * 1e9)
+        for request, blocks in zip(batch.requests, batch.blocks, strict=True):
+            if self._notes:
+                self._exports[request.key] = Export(self._notes, expires_ns)
+            self._outbox.send(encode(Prefilled(request.key, blocks.tolist(), batch.start_ns, end_ns)))
+            if not self._notes:
+                self._table.release(request.key)
+            elif request.decode_blocks is not None:
+                self._write(request, blocks)
+
+    def _write(self, request: Prefill, blocks: Int32) -> None:
+        assert request.decode_blocks is not None
+        peer = self._peers[request.decode_worker]
+        mover = self._ranks.mover
+        try:
+            if not mover.connected(peer.index):
+                mover.connect(peer, [from_prefill(share) for share in self._ranks.shares])
+        except TransferError as error:
+            self._forget(request.key)
+            self._outbox.send(encode(Refused(request.key, str(error), kv=True)))
+            return
+        theirs = np.asarray(request.decode_blocks, dtype=np.int32)
+        deadline_ns = time.monotonic_ns() + int(self._spec.transfer_timeout_s * 1e9)
+        self._writes[request.key] = mover.begin(request.key, peer.index, "WRITE", (blocks, theirs), deadline_ns)
+
+    def _written(self, move: Move) -> None:
+        del self._writes[move.key]
+        backend = ",".join(sorted(move.backends)) or "none"
+        self._backends[backend] = self._backends.get(backend, 0) + 1
+        self._forget(move.key)
+        self._outbox.send(
+            encode(
+                Written(
+                    move.key,
+                    move.posted_ns or 0,
+                    move.post_ns,
+                    move.descriptors,
+                    move.bytes_listed,
+                    move.bytes_moved,
+                    backend,
+                    move.failure,
+                )
+            )
+        )
+
+    def _note(self, key: int) -> None:
+        export = self._exports.get(key)
+        if export is None:
+            return
+        export.notes_missing -= 1
+        if export.notes_missing == 0:
+            self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        self._exports.pop(key, None)
+        self._table.release(key)
+
+    def _expire(self, now_ns: int) -> None:
+        if self._exports:
+            oldest = next(iter(self._exports))
+            if self._exports[oldest].expires_ns < now_ns:
+                self._forget(oldest)
+
+    def report(self) -> Report:
+        return Report(
+            self._ranks.mover.connections(),
+            self._backends,
+            self._table.free,
+            self._table.total,
+            self._steps,
+            self._late,
+            self._late_ns_max,
+        )

@@ -1,0 +1,134 @@
+"""A worker process of the embedded stack: `python -m kvgauge.serve.worker`, its Spec on standard input.
+
+Imports the standard library, numpy, msgspec, pyzmq and kvgauge's own code, nothing else: it runs beside a NIXL
+build that may bring anything.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import Any, Protocol
+
+import msgspec
+import zmq
+
+from kvgauge.failures import KvgaugeError
+from kvgauge.models import MODELS
+from kvgauge.serve import messages
+from kvgauge.serve.messages import Ask, Died, FromParent, Peers, Ready, Spec, Stop, ToParent, encode
+from kvgauge.serve.ranks import Ranks
+
+PR_SET_PDEATHSIG = 1
+HIGH_WATER = 10_000  # messages; a sender that meets it waits, which is the back-pressure wanted
+SPIN_NS = 1_000_000  # closer to a deadline than this, do not sleep: zmq sleeps in whole milliseconds
+IDLE_MS = 5
+
+
+class Role(Protocol):
+    """What prefill and decode have in common."""
+
+    def on_message(self, raw: bytes) -> None: ...
+    def on_peers(self, peers: Peers) -> None: ...
+    def turn(self, now_ns: int) -> int | None:
+        """Do what is due. Returns when to be called again (ns), 0 for at once, None for when a message comes."""
+
+    def report(self) -> messages.Report: ...
+
+
+class Sockets:
+    """The three sockets of a worker. All endpoints are private to the run."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.context = zmq.Context(io_threads=1)
+        self.control = self._socket(zmq.DEALER)
+        self.control.setsockopt(zmq.IDENTITY, f"{spec.role}-{spec.index}".encode())
+        self.control.connect(spec.control)
+        self.inbox = self._socket(zmq.PULL)
+        self.inbox.bind(spec.inbox)
+        self.outbox = self._socket(zmq.PUSH)
+        self.outbox.connect(spec.outbox)
+        self.poller = zmq.Poller()
+        self.poller.register(self.control, zmq.POLLIN)
+        self.poller.register(self.inbox, zmq.POLLIN)
+
+    def _socket(self, kind: int) -> Any:
+        made = self.context.socket(kind)
+        made.setsockopt(zmq.LINGER, 200)
+        made.set_hwm(HIGH_WATER)
+        return made
+
+    def tell_parent(self, message: ToParent) -> None:
+        self.control.send(encode(message))
+
+    def close(self) -> None:
+        self.context.destroy(linger=200)
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives kvgauge
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Spec)
+    sockets = Sockets(spec)
+    try:
+        _work(spec, sockets)
+    except KvgaugeError as error:
+        sockets.tell_parent(Died(str(error)))
+    except Exception as error:
+        sockets.tell_parent(Died(f"{type(error).__name__}: {error}"))
+        sockets.close()
+        raise
+    sockets.close()
+    sys.stderr.flush()
+    os._exit(0)  # NIXL's destructors may hang on a peer that is gone; everything that matters is sent
+
+
+def _work(spec: Spec, sockets: Sockets) -> None:
+    from kvgauge.serve.decode import DecodeWorker
+    from kvgauge.serve.prefill import PrefillWorker
+
+    ranks = Ranks(spec, MODELS[spec.model])
+    role: Role = (PrefillWorker if spec.role == "prefill" else DecodeWorker)(spec, ranks, sockets.outbox)
+    sockets.tell_parent(Ready(ranks.info, os.getpid(), ranks.start_ns))
+    loop(role, sockets)
+
+
+def loop(role: Role, sockets: Sockets) -> None:
+    """Serve until told to stop. Sleeps only when nothing is due and no transfer is under way."""
+    from_parent = msgspec.msgpack.Decoder(FromParent)
+    wait_ms = IDLE_MS
+    while True:
+        ready = dict(sockets.poller.poll(wait_ms))
+        if sockets.control in ready:
+            message = from_parent.decode(sockets.control.recv())
+            if isinstance(message, Stop):
+                return
+            if isinstance(message, Peers):
+                role.on_peers(message)
+            elif isinstance(message, Ask):
+                sockets.tell_parent(role.report())
+        if sockets.inbox in ready:
+            _drain(role, sockets.inbox)
+        now = time.monotonic_ns()
+        due = role.turn(now)
+        if due is None:
+            wait_ms = IDLE_MS
+        else:
+            spare = due - now - SPIN_NS
+            wait_ms = min(IDLE_MS, spare // 1_000_000) if spare > 0 else 0
+            if wait_ms == 0:
+                os.sched_yield()
+
+
+def _drain(role: Role, inbox: Any) -> None:
+    for _ in range(256):  # bounded, so that a flood of requests cannot starve transfers
+        try:
+            raw = inbox.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        role.on_message(raw)
+
+
+if __name__ == "__main__":
+    main()

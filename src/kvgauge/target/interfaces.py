@@ -1,0 +1,23 @@
+"""Which interface libfabric's tcp provider may bind: it refuses loopback, so one is chosen knowingly."""
+
+import fcntl
+import socket
+import struct
+
+SIOCGIFADDR, SIOCGIFFLAGS = 0x8915, 0x8913
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+
+
+def first_outward() -> tuple[str, str] | None:
+    """(name, IPv4 address) of the first interface that is up and not loopback; None when there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _index, name in socket.if_nameindex():
+            asked = struct.pack("256s", name.encode()[:15])
+            try:
+                flags = struct.unpack("H", fcntl.ioctl(probe, SIOCGIFFLAGS, asked)[16:18])[0]
+                raw = fcntl.ioctl(probe, SIOCGIFADDR, asked)[20:24]
+            except OSError:
+                continue  # no address
+            if flags & IFF_UP and not flags & IFF_LOOPBACK:
+                return name, socket.inet_ntoa(raw)
+    return None

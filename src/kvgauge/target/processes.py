@@ -1,0 +1,82 @@
+"""The processes of the embedded target: started with a spec on standard input, watched, ended. Nothing survives us."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kvgauge.failures import TargetError
+
+STOP_WAIT_S = 3.0
+LOG_TAIL_LINES = 5
+LOG_READ_BYTES = 4 << 20
+
+
+class Process:
+    """One child. Its standard error goes to a file: NIXL's and UCX's start-up lines are evidence."""
+
+    def __init__(self, name: str, module: str, spec: bytes, environment: dict[str, str], log: Path) -> None:
+        self.name = name
+        self.log_path = log
+        with log.open("wb") as handle:
+            self._child: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=handle,
+                stderr=handle,
+                env=environment,
+                start_new_session=True,
+            )
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(spec)
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended already: `ended` tells how
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def log(self) -> str:
+        """What it has written so far, the first 4 MiB: start-up lines come first."""
+        with self.log_path.open("rb") as handle:
+            return handle.read(LOG_READ_BYTES).decode("utf-8", "replace")
+
+    def ended(self) -> str | None:
+        """None while it runs; else how it ended and its last lines."""
+        code = self._child.poll()
+        if code is None:
+            return None
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        tail = " | ".join(line for line in self.log().splitlines()[-LOG_TAIL_LINES:] if line.strip())
+        return f"{self.name} {how}; its last lines: {tail or '(none)'}"
+
+    def wait(self, until: float) -> bool:
+        """Whether it ended before `until` (monotonic seconds)."""
+        try:
+            self._child.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait(STOP_WAIT_S)
+
+
+def end(processes: list[Process], ask: Any) -> None:
+    """Ask all to stop, then kill what does not. `ask` sends the request and may fail for those already gone."""
+    ask()
+    until = time.monotonic() + STOP_WAIT_S
+    for process in processes:
+        if not process.wait(until):
+            process.kill()
+
+
+def check_alive(processes: list[Process]) -> None:
+    """raises TargetError naming the first that has ended."""
+    for process in processes:
+        if (how := process.ended()) is not None:
+            raise TargetError(how)
