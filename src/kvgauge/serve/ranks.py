@@ -80,7 +80,7 @@ class Ranks:
 
     def _start(self, spec: Spec, backend: str) -> None:
         assert spec.build is not None
-        api = self._timed("load", lambda: libraries.load(spec.build, backend))  # type: ignore[arg-type]
+        api = self._timed("load", lambda: libraries.load(spec.build, backend))
         for rank in range(spec.tp):
             name = f"{spec.role}-{spec.index}-rank-{rank}"
             agent = self._timed(

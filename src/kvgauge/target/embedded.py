@@ -153,7 +153,7 @@ class EmbeddedTarget:
     def stop(self) -> None:
         """End every process of the run and remove its sockets. Safe to call twice."""
         if self._processes:
-            end(self._processes, lambda: [self._tell(identity, Stop()) for identity in self._identities])
+            end(self._processes, self._say_stop)
         self._processes, self._identities = [], set()
         if self._context is not None:
             self._context.destroy(linger=0)
@@ -311,6 +311,10 @@ class EmbeddedTarget:
 
     def _tell(self, identity: bytes, message: Any) -> None:
         self._control.send_multipart([identity, encode(message)], flags=zmq.NOBLOCK)
+
+    def _say_stop(self) -> None:
+        for identity in self._identities:
+            self._tell(identity, Stop())
 
     def _take(self, frames: list[bytes]) -> tuple[bytes, Any]:
         identity, raw = frames

@@ -1,0 +1,7 @@
+"""`python -m kvgauge` is `kvgauge`."""
+
+import sys
+
+from kvgauge.cli.main import main
+
+sys.exit(main())

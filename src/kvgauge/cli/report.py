@@ -1,0 +1,56 @@
+"""`kvgauge report`: the tables of a run folder, finished or not, and the earlier results that ship with kvgauge."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+LATEST = Path("kvgauge-runs/latest")
+
+
+def add_parser(commands: Any) -> None:
+    """Add `report` to argparse's subparsers."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "report",
+        help="print the tables of a run folder",
+        description="Print the tables of a run folder, finished or not.",
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help=f"a run's folder or its results.json (default: {LATEST})"
+    )
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="print the earlier, published results: after FOLDER's when that is given, else alone",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print results.json instead of tables")
+    form.add_argument("--csv", action="store_true", help="print results.csv instead of tables")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; what cannot be read is a SamplesError, options that contradict each other a UsageError."""
+    import sys
+
+    from kvgauge.failures import UsageError
+    from kvgauge.report import results
+    from kvgauge.report.published import published
+
+    parts = []
+    if args.folder is not None or not args.reference:
+        parts.append(results.read(LATEST if args.folder is None else args.folder))
+    if args.reference:
+        parts.append(published())
+    if args.json or args.csv:
+        if len(parts) > 1:
+            raise UsageError("--json and --csv print one set of results: name FOLDER or --reference, not both")
+        sys.stdout.write(results.json_text(parts[0]) if args.json else results.csv_text(parts[0]))
+        return 0
+
+    from rich.console import Console
+
+    from kvgauge.report.text import print_results
+
+    console = Console(highlight=False)
+    print_results(parts[0], console, published=parts[1] if len(parts) > 1 else None)
+    return 0

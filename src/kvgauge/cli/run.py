@@ -1,0 +1,109 @@
+"""`kvgauge run`: conduct a plan on the embedded target, show what happens, print what it gave."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvgauge.plan.records import Plan
+
+RUNS_FOLDER = "kvgauge-runs"
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("run", help="conduct a plan (default: the reference plan) and print its tables")
+    parser.add_argument("plan", nargs="?", type=Path, metavar="PLAN.yaml")
+    parser.add_argument("--quick", action="store_true", help="few requests and repetitions: a first look in minutes")
+    parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="check the plan and print its runs; start nothing")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"a new folder (default: below {RUNS_FOLDER}/)")
+    parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
+    parser.add_argument("--transfer-timeout", type=float, default=60.0, metavar="S", help="of one KV transfer (60)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """raises UsageError, PlanError, SamplesError"""
+    from kvgauge.plan import load_plan
+
+    plan = load_plan(args.plan, args.quick, args.test)
+    if args.dry_run:
+        from rich.console import Console
+
+        from kvgauge.cli.plan import show
+
+        show(plan, Console())
+        return 0
+    return _conduct(plan, args)
+
+
+def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
+    import signal
+
+    from rich.console import Console
+
+    from kvgauge.builds.install import install
+    from kvgauge.conduct import Conductor
+    from kvgauge.failures import UsageError
+    from kvgauge.plan.expand import estimate_s
+    from kvgauge.report.live import Live
+    from kvgauge.report.published import published
+    from kvgauge.report.text import print_results
+    from kvgauge.target.embedded import EmbeddedTarget, Options
+
+    if min(args.request_timeout, args.transfer_timeout) <= 0:
+        raise UsageError("time-outs must be above 0 s")
+    folder = _new_folder(args.out, plan)
+    console = Console(stderr=True)
+    interrupted: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, on_signal)
+    for build in dict.fromkeys(test.build for test in plan.tests):
+        install(build, lambda line: console.print(line, markup=False, highlight=False))
+    options = Options(transfer_timeout_s=args.transfer_timeout)
+    with Live(plan, estimate_s(plan), console) as live:
+        conductor = Conductor(
+            plan,
+            folder,
+            lambda logs: EmbeddedTarget(logs, install, options),
+            watcher=live,
+            stop=lambda: bool(interrupted),
+            request_timeout_s=args.request_timeout,
+        )
+        results = conductor.conduct()
+    print_results(results, Console(), published=published() if args.plan is None else None)
+    console.print(f"results: {folder}/results.json", markup=False, highlight=False)
+    if interrupted:
+        console.print("interrupted: the runs that were not finished are marked", style="yellow")
+    return conductor.exit_code()
+
+
+def _new_folder(out: Path | None, plan: "Plan") -> Path:
+    """A folder that did not exist, and `latest` beside it. raises UsageError"""
+    from datetime import datetime
+
+    from kvgauge.failures import UsageError
+    from kvgauge.plan.read import slug
+
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = out or Path(RUNS_FOLDER) / f"{stamp}-{slug(plan.name)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=False)
+    except FileExistsError:
+        raise UsageError(f"{folder} exists already; give --out a new folder: runs are never overwritten") from None
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}; give --out a folder that can be written") from None
+    if out is None:
+        _point_latest(folder)
+    return folder
+
+
+def _point_latest(folder: Path) -> None:
+    link, made = folder.parent / "latest", folder.parent / f".latest-{folder.name}"
+    made.symlink_to(folder.name)
+    made.replace(link)

@@ -1,0 +1,287 @@
+"""Walks a plan's runs: start the target, offer every cell, collect evidence, judge, write down, go on.
+
+A run that fails is a result, not an end: its cells are marked and the next run starts. results.json is written
+anew after every run, so that whatever happens next, what is measured is there.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from kvgauge import __version__
+from kvgauge.evidence import proof
+from kvgauge.evidence.facts import Evidence
+from kvgauge.failures import KvgaugeError
+from kvgauge.load.drive import CellLoad, Driver
+from kvgauge.plan.expand import expand
+from kvgauge.plan.records import Cell, Plan, Run
+from kvgauge.report import results as results_files
+from kvgauge.report.results import Results, RunResult, Status
+from kvgauge.samples.files import SampleWriter
+from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.stats.cells import cell_metrics
+from kvgauge.stats.estimate import Estimate
+from kvgauge.stats.run_level import proved, run_metrics
+from kvgauge.target.contract import Target
+
+LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
+EXIT_OK, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 3, 130
+
+
+class Watcher(Protocol):
+    """Told what happens, for a live display."""
+
+    def on_run(self, run: Run, runs: int) -> None: ...
+    def on_cell(self, run: Run, cell: Cell, index: int) -> None: ...
+    def on_exchange(self, exchange: Exchange) -> None: ...
+    def on_tick(self) -> None: ...
+    def on_run_over(self, run: Run, given: Sequence[RunResult]) -> None: ...
+
+
+class RunTarget(Target, Protocol):
+    """A target that also says when it has died, so that nobody waits for its time-outs."""
+
+    def trouble(self) -> str | None: ...
+
+
+class Measured(msgspec.Struct):
+    """What one run gave, before it is judged."""
+
+    exchanges: list[Exchange]
+    transfers: list[Transfer]
+    loads: list[tuple[Cell, CellLoad, list[Exchange]]]
+    evidence: Evidence | None = None
+    failure: str | None = None
+    interrupted: bool = False
+
+
+class Conductor:
+    """Conducts one plan into one folder.
+
+    target_for   makes the target of a run, given the folder for its logs
+    stop         asked often; True ends what is under way and keeps what there is
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        target_for: Callable[[Path], RunTarget],
+        *,
+        watcher: Watcher,
+        stop: Callable[[], bool],
+        request_timeout_s: float = 120.0,
+    ) -> None:
+        self._plan, self._folder, self._target_for = plan, folder, target_for
+        self._watcher, self._stop = watcher, stop
+        self._request_timeout_s = request_timeout_s
+        self._runs = expand(plan)
+        self._given: dict[str, list[RunResult]] = {test.name: [] for test in plan.tests}
+
+    def conduct(self) -> Results:
+        """Every run in order. raises SamplesError when the folder cannot be written."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self._plan)))
+        results = self._write()
+        for run in self._runs:
+            if self._stop():
+                break
+            self._watcher.on_run(run, len(self._runs))
+            given = self._one(run)
+            self._given[run.test.name] += given
+            self._watcher.on_run_over(run, given)
+            results = self._write()
+        return results
+
+    def exit_code(self) -> int:
+        """0, or 3 when a run did not end as its test expects, or 130 after an interruption."""
+        statuses = [(test, run.status) for test in self._plan.tests for run in self._given[test.name] if run.cell]
+        if self._stop():
+            return EXIT_INTERRUPTED
+        unexpected = [status for test, status in statuses if status != test.expect]
+        return EXIT_UNEXPECTED if unexpected else EXIT_OK
+
+    def _write(self) -> Results:
+        results = results_files.build(self._plan, self._given, machine_facts(), self._runs)
+        results_files.write(results, self._folder)
+        return results
+
+    def _one(self, run: Run) -> list[RunResult]:
+        folder = self._folder / "runs" / run.run_id
+        measured = Measured(exchanges=[], transfers=[], loads=[])
+        target = self._target_for(folder / "logs")
+        try:
+            with SampleWriter(folder) as writer:
+                target.prepare(run.test)
+                self._measure(run, target, writer, measured)
+        except KvgaugeError as error:
+            measured.failure = str(error)
+        finally:
+            target.stop()
+            target.restore()
+        if measured.evidence is not None:
+            encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
+            (folder / "evidence.json").write_bytes(encoded)
+        return judge(run, measured)
+
+    def _measure(self, run: Run, target: RunTarget, writer: SampleWriter, measured: Measured) -> None:
+        endpoint = target.start(run)
+        with Driver(
+            endpoint.url, endpoint.model, host=platform.node(), request_timeout_s=self._request_timeout_s
+        ) as driver:
+            for index, cell in enumerate(run.cells):
+                self._watcher.on_cell(run, cell, index)
+                self._offer(run, cell, driver, target, writer, measured)
+                if measured.interrupted or measured.failure is not None or _hopeless(measured):
+                    break
+        if measured.failure is None and target.trouble() is None:
+            self._late_moves(target, writer, measured)
+            measured.evidence = target.evidence()
+
+    def _offer(
+        self, run: Run, cell: Cell, driver: Driver, target: RunTarget, writer: SampleWriter, measured: Measured
+    ) -> None:
+        exchanges: list[Exchange] = []
+
+        def on_exchange(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            writer.add_exchange(exchange)
+            self._watcher.on_exchange(exchange)
+
+        def tick() -> None:
+            self._take(target, writer, run, measured)
+            writer.flush_due()
+            self._watcher.on_tick()
+
+        load = driver.run_cell(
+            cell,
+            run_id=run.run_id,
+            seed=run.seed,
+            on_exchange=on_exchange,
+            tick=tick,
+            stop=lambda: self._stop() or target.trouble() is not None,
+        )
+        self._take(target, writer, run, measured)
+        measured.exchanges += exchanges
+        measured.loads.append((cell, load, exchanges))
+        measured.failure = target.trouble()
+        measured.interrupted = measured.failure is None and load.interrupted
+
+    def _take(self, target: RunTarget, writer: SampleWriter, run: Run, measured: Measured) -> None:
+        for transfer in target.phases():
+            measured.transfers.append(transfer)
+            writer.add_transfer(run.run_id, transfer)
+
+    def _late_moves(self, target: RunTarget, writer: SampleWriter, measured: Measured) -> None:
+        """Wait, for a moment, until every answered request's move is recorded."""
+        run_id = measured.exchanges[0].run_id if measured.exchanges else ""
+        wanted = {exchange.request_id for exchange in measured.exchanges if exchange.request_id}
+        until = time.monotonic() + LATE_MOVES_S
+        while wanted - {transfer.request_id for transfer in measured.transfers} and time.monotonic() < until:
+            for transfer in target.phases():
+                measured.transfers.append(transfer)
+                writer.add_transfer(run_id, transfer)
+            time.sleep(0.01)
+
+
+def _hopeless(measured: Measured) -> bool:
+    """Every request of the last cell failed: the others would only wait for their time-outs."""
+    _, _, exchanges = measured.loads[-1]
+    return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
+
+
+def judge(run: Run, measured: Measured) -> list[RunResult]:
+    """Status, reasons and metrics of every cell of a run, and of the run as a whole. Pure."""
+    against = (
+        proof.contradictions(run.test, measured.evidence, measured.transfers) if measured.evidence is not None else []
+    )
+    results = [_whole(run, measured, against)]
+    done = {cell.name for cell, _, _ in measured.loads}
+    for cell, load, exchanges in measured.loads:
+        status, reasons = _verdict(exchanges, load, measured, against)
+        metrics: dict[str, Estimate] = {}
+        if load.started_ns is not None and load.ended_ns is not None:
+            metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns)
+        results.append(_result(run, cell, status, reasons, metrics))
+    last = next(iter(reversed(measured.loads)), None)
+    for cell in run.cells:
+        if cell.name in done:
+            continue
+        if measured.interrupted:
+            results.append(_result(run, cell, "interrupted", ["stopped before this cell"], {}))
+        else:
+            why = measured.failure or f"not tried: every request of cell {last[0].name if last else '?'} failed"
+            results.append(_result(run, cell, "invalid" if against else "failed", [*against, why], {}))
+    return results
+
+
+def _verdict(
+    exchanges: list[Exchange], load: CellLoad, measured: Measured, against: list[str]
+) -> tuple[Status, list[str]]:
+    measured_ones = [exchange for exchange in exchanges if not exchange.warmup]
+    troubles = proof.cell_troubles(measured_ones)
+    if load.interrupted and measured.failure is not None:
+        return "failed", [measured.failure, *troubles]
+    if load.interrupted:
+        return "interrupted", ["stopped by the user"]
+    if against:
+        return "invalid", [*against, *troubles]
+    if measured.evidence is None:
+        return "failed", [measured.failure or "the run ended before its evidence could be collected", *troubles]
+    if not troubles:
+        return "valid", []
+    return ("invalid" if load.completed else "failed"), troubles
+
+
+def _whole(run: Run, measured: Measured, against: list[str]) -> RunResult:
+    """The entry without a cell: what belongs to the run as a whole."""
+    metrics = run_metrics(measured.evidence, measured.exchanges) if measured.evidence is not None else {}
+    status: Status = "valid"
+    reasons = list(against)
+    if measured.interrupted:
+        status, reasons = "interrupted", ["stopped by the user"]
+    elif measured.evidence is None:
+        status, reasons = "failed", [measured.failure or "no evidence was collected"]
+    elif against:
+        status = "invalid"
+    return RunResult(
+        run_id=run.run_id,
+        repetition=run.repetition,
+        cell=None,
+        concurrency=None,
+        seed=run.seed,
+        status=status,
+        reasons=tuple(reasons),
+        metrics=metrics,
+        proved=proved(measured.evidence) if measured.evidence is not None else {},
+    )
+
+
+def _result(run: Run, cell: Cell, status: Status, reasons: list[str], metrics: dict[str, Estimate]) -> RunResult:
+    return RunResult(
+        run_id=run.run_id,
+        repetition=run.repetition,
+        cell=cell.name,
+        concurrency=cell.concurrency,
+        seed=run.seed,
+        status=status,
+        reasons=tuple(reasons),
+        metrics=metrics,
+    )
+
+
+def machine_facts() -> dict[str, str | int]:
+    """Where it ran: what a reader needs to judge the figures, nothing that names the user."""
+    return {
+        "kvgauge": __version__,
+        "host": platform.node(),
+        "cores": os.cpu_count() or 1,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
