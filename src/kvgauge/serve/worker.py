@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 HIGH_WATER = 10_000  # messages; a sender that meets it waits, which is the back-pressure wanted
 SPIN_NS = 1_000_000  # closer to a deadline than this, do not sleep: zmq sleeps in whole milliseconds
 IDLE_MS = 5
+TURNS_A_LOOK = 8
 
 
 class Role(Protocol):
@@ -110,15 +111,25 @@ def loop(role: Role, sockets: Sockets) -> None:
                 sockets.tell_parent(role.report())
         if sockets.inbox in ready:
             _drain(role, sockets.inbox)
+        wait_ms = _turns(role)
+
+
+def _turns(role: Role) -> int:
+    """Let the role work; how long messages may be waited for, in ms.
+
+    While something is under way several turns pass between two looks at the sockets: NIXL's progress is driven by
+    these turns, and a look costs as much as one of them.
+    """
+    for _ in range(TURNS_A_LOOK):
         now = time.monotonic_ns()
         due = role.turn(now)
         if due is None:
-            wait_ms = IDLE_MS
-        else:
-            spare = due - now - SPIN_NS
-            wait_ms = min(IDLE_MS, spare // 1_000_000) if spare > 0 else 0
-            if wait_ms == 0:
-                os.sched_yield()
+            return IDLE_MS
+        spare_ns = due - now - SPIN_NS
+        if spare_ns > 0:
+            return int(min(IDLE_MS, -(-spare_ns // 1_000_000)))
+    os.sched_yield()
+    return 0
 
 
 def _drain(role: Role, inbox: Any) -> None:

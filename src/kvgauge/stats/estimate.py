@@ -20,3 +20,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 def missing(unit: str, reason: str) -> Estimate:
     """No value, and why."""
     return Estimate(point=None, low=None, high=None, n=0, unit=unit, reason=reason)
+
+
+def bare(point: float, unit: str, n: int, reason: str) -> Estimate:
+    """A value without an interval, and why there is none."""
+    return Estimate(point=point, low=None, high=None, n=n, unit=unit, reason=reason)
+
+
+def counted(count: int, unit: str, n: int, reason: str | None = None) -> Estimate:
+    """A complete count of n things: nothing was sampled, so low and high are the count itself."""
+    return Estimate(point=count, low=count, high=count, n=n, unit=unit, reason=reason)

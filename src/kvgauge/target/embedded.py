@@ -120,7 +120,7 @@ class EmbeddedTarget:
             connections += report.connections
             for backend, count in report.backends.items():
                 counted[backend] = counted.get(backend, 0) + count
-        after = machine.read_snapshot(self._pids())
+        after = machine.read_snapshot(self.pids())
         before = self._before or after
         build = self._builds.get(test.build)
         return Evidence(
@@ -195,7 +195,7 @@ class EmbeddedTarget:
         )
         self._spawn("frontend", "kvgauge.serve.frontend", encode(frontend), environment)
         url = self._introduce(sum(counts.values()))
-        self._before = machine.read_snapshot(self._pids())
+        self._before = machine.read_snapshot(self.pids())
         return Endpoint(url=url, model=test.model, fresh=True, same_clock=True)
 
     def _spawn(self, name: str, module: str, spec: bytes, environment: dict[str, str]) -> None:
@@ -345,7 +345,8 @@ class EmbeddedTarget:
                     reports[identity.decode()] = message
         return reports
 
-    def _pids(self) -> dict[str, int]:
+    def pids(self) -> dict[str, int]:
+        """Every process of the run, and this one as `client`."""
         return {process.name: process.pid for process in self._processes} | {"client": os.getpid()}
 
     def _lateness(self, reports: dict[str, Report]) -> list[Fact]:

@@ -1,0 +1,241 @@
+"""Whether one test differs from another: may they be compared, by how much, and how surely. Pure.
+
+The run is the unit of replication: every value here is one run's, and pairs are runs of one repetition.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from kvgauge.plan.metrics import METRICS
+from kvgauge.plan.records import Plan, Test
+from kvgauge.stats.estimate import Estimate, bare, missing
+from kvgauge.stats.runs import RUNS_MAX, RUNS_MIN, SHOWN_PCT, Better, Gain, gain, holm, point_gain, runs_needed
+
+Verdict = Literal["better", "worse", "equivalent", "no difference shown", "cannot tell", "invalid"]
+Key = tuple[str | None, str]  # cell (None: the whole run) and metric
+
+MARGIN_PCT = 3.0  # a gain that lies within +- this with its whole interval is no gain
+LEVEL = 0.05
+
+# fields of a test that must agree before its numbers may be set against another's
+MUST_AGREE = (
+    "model", "prefill_tp", "decode_tp", "kv_dtype", "operation", "prefill_workers", "decode_workers", "gpu", "fabric",
+)  # fmt: skip
+
+RUN_LEVEL: dict[str, Better] = {  # beside the metrics a plan can decide by
+    "connection_ms_max": "lower",
+    "connection_ms_mean": "lower",
+    "first_request_penalty_s": "lower",
+}
+
+
+class TestValues(msgspec.Struct, frozen=True, kw_only=True):
+    """A test and its run-level values.
+
+    values      (cell, metric) -> repetition -> value, of valid runs only
+    left_out    (cell, repetition) -> why that run does not enter: "invalid", "failed", "interrupted", "pending"
+    no_verdict  (cell, metric) -> why this metric gives no verdict, as a P99 of few requests does
+    """
+
+    __test__ = False  # pytest: not a test class
+
+    test: Test
+    values: Mapping[Key, Mapping[int, float]]
+    left_out: Mapping[tuple[str | None, int], str] = {}
+    no_verdict: Mapping[Key, str] = {}
+
+
+class GainRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What `test` gained over `baseline` in one metric of one cell (None: of whole runs).
+
+    gain     percent, positive is better
+    p_value  two-sided, of the paired t test; Holm-adjusted over the secondary metrics of this pair of tests
+    reason   why the verdict is not better or worse, or what was left out
+    """
+
+    test: str
+    baseline: str
+    cell: str | None
+    metric: str
+    primary: bool
+    gain: Estimate
+    verdict: Verdict
+    p_value: float | None = None
+    reason: str | None = None
+
+
+def direction(metric: str) -> Better | None:
+    """Which way is better; None for what is neither (counts, bytes, phases: they can move into one another)."""
+    known = METRICS.get(metric)
+    return known.better if known is not None else RUN_LEVEL.get(metric)
+
+
+def comparable(test_a: Test, test_b: Test, vary: Sequence[str] = ()) -> str | None:
+    """The first field that keeps these tests from being compared, None when they may be.
+
+    vary  fields whose difference is the experiment
+    """
+    for field in MUST_AGREE:
+        if field not in vary and getattr(test_a, field) != getattr(test_b, field):
+            return field
+    return None
+
+
+def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) -> list[GainRow]:
+    """Every test against each of its baselines, in the plan's order; within a pair the primary metric first."""
+    by_name = {values.test.name: values for values in tests}
+    rows: list[GainRow] = []
+    for after in tests:
+        for name in after.test.baseline:
+            before = by_name.get(name)
+            if before is None:
+                reason = f"{name!r} has no results here"
+                rows.append(_no_gain(after, name, plan, "cannot tell", reason))
+                continue
+            field = comparable(before.test, after.test, vary)
+            if field is not None:
+                reason = f"not comparable: {field} is {getattr(before.test, field)!r} there and "
+                reason += f"{getattr(after.test, field)!r} here"
+                rows.append(_no_gain(after, name, plan, "cannot tell", reason))
+                continue
+            rows += _pair(before, after, plan)
+    return rows
+
+
+def _no_gain(after: TestValues, baseline: str, plan: Plan, verdict: Verdict, reason: str) -> GainRow:
+    return GainRow(
+        test=after.test.name,
+        baseline=baseline,
+        cell=plan.primary.cell,
+        metric=plan.primary.metric,
+        primary=True,
+        gain=missing("%", reason),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _pair(before: TestValues, after: TestValues, plan: Plan) -> list[GainRow]:
+    """One test against one baseline: the primary metric stands alone, the others are corrected for being many."""
+    primary: Key = (plan.primary.cell, plan.primary.metric)
+    keys = [key for key in after.values if key in before.values and direction(key[1]) is not None and key != primary]
+    found = {key: _gain_of(before, after, key) for key in keys}
+    judged = [key for key in keys if _no_verdict(before, after, key, found[key]) is None]
+    adjusted = dict(zip(judged, holm([_p_value(found[key]) for key in judged]), strict=True))
+    rows = [_primary_row(before, after, primary, plan)]
+    rows += [_row(before, after, key, found[key], adjusted.get(key), len(judged)) for key in keys]
+    return rows
+
+
+def _p_value(gained: Gain) -> float:
+    return 1.0 if gained.p_value is None else gained.p_value
+
+
+def _gain_of(before: TestValues, after: TestValues, key: Key) -> Gain:
+    return gain(before.values.get(key, {}), after.values.get(key, {}), direction(key[1]) or "lower")
+
+
+def _primary_row(before: TestValues, after: TestValues, key: Key, plan: Plan) -> GainRow:
+    if direction(key[1]) is None:
+        return _no_gain(after, before.test.name, plan, "cannot tell", f"{key[1]} has no better and worse")
+    gained = _gain_of(before, after, key)
+    if gained.estimate.n == 0:
+        verdict: Verdict = "invalid" if _none_can_count(before, after, key[0]) else "cannot tell"
+        why = _dropped(before, after, key[0]) or "no repetition has this value on both sides"
+        return _no_gain(after, before.test.name, plan, verdict, why)
+    return _row(before, after, key, gained, gained.p_value, None)
+
+
+def _none_can_count(before: TestValues, after: TestValues, cell: str | None) -> bool:
+    """Whether every run of one side is invalid or failed."""
+    for side in (before, after):
+        states = {why for (at, _), why in side.left_out.items() if at == cell}
+        counts = any(values for (at, _), values in side.values.items() if at == cell)
+        if not counts and states and states <= {"invalid", "failed"}:
+            return True
+    return False
+
+
+def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -> str | None:
+    """Why no verdict can be given, None when one can."""
+    why = before.no_verdict.get(key) or after.no_verdict.get(key)
+    if why is not None:
+        return why
+    n = gained.estimate.n
+    if n >= RUNS_MIN:
+        return None
+    pairs = "1 pair" if n == 1 else f"{n} pairs"
+    advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
+    return f"{pairs} of runs: a verdict needs n of at least {RUNS_MIN} runs{advice}"
+
+
+def _advised(gained: Gain) -> str:
+    needed = runs_needed(gained)
+    return f"{RUNS_MAX} or more" if needed >= RUNS_MAX else f"{needed}"
+
+
+def _row(
+    before: TestValues, after: TestValues, key: Key, gained: Gain, p_value: float | None, family: int | None
+) -> GainRow:
+    """family  how many secondary metrics share the correction; None for the primary metric"""
+    why = _no_verdict(before, after, key, gained)
+    verdict: Verdict = "cannot tell" if why is not None else verdict_of(gained, p_value)
+    if why is None and verdict == "no difference shown":
+        why = f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
+        if runs_needed(gained) <= gained.estimate.n:
+            why = f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
+        if family and _p_value(gained) < LEVEL:
+            why = f"alone it would count; among {family} secondary metrics it does not (Holm)"
+    reasons = [reason for reason in (why, _dropped(before, after, key[0])) if reason]
+    return GainRow(
+        test=after.test.name,
+        baseline=before.test.name,
+        cell=key[0],
+        metric=key[1],
+        primary=family is None,
+        gain=gained.estimate,
+        verdict=verdict,
+        p_value=None if verdict == "cannot tell" else p_value,
+        reason="; ".join(reasons) or None,
+    )
+
+
+def verdict_of(gained: Gain, p_value: float | None, *, margin_pct: float = MARGIN_PCT) -> Verdict:
+    """The words for a gain that has enough pairs.
+
+    p_value  as it stands, or adjusted where the metric is one of many
+
+    A difference that is shown is named even when it is smaller than the margin; the margin only says when
+    "no difference shown" may be called "equivalent".
+    """
+    point, low, high = gained.estimate.point, gained.estimate.low, gained.estimate.high
+    if point is None or low is None or high is None or p_value is None:
+        return "cannot tell"
+    if p_value < LEVEL:
+        return "better" if point > 0 else "worse"
+    if -margin_pct <= low and high <= margin_pct:
+        return "equivalent"
+    return "no difference shown"
+
+
+def _dropped(before: TestValues, after: TestValues, cell: str | None) -> str | None:
+    """Which repetitions do not enter, and because of which side."""
+    said = []
+    for side in (before, after):
+        by_state: dict[str, list[int]] = {}
+        for (at, repetition), why in sorted(side.left_out.items(), key=lambda item: item[0][1]):
+            if at == cell:
+                by_state.setdefault(why, []).append(repetition)
+        for why, repetitions in by_state.items():
+            numbers = ", ".join(str(repetition) for repetition in repetitions)
+            said.append(f"repetition {numbers} left out: {why} in {side.test.name}")
+    return "; ".join(said) or None
+
+
+def published_gain(before: float, after: float, metric: str) -> tuple[Estimate, Verdict, str]:
+    """The gain of two published numbers that came without n: a point, and nothing that could be told from it."""
+    why = "as published, no interval: the numbers carry no n"
+    estimate = bare(point_gain(before, after, direction(metric) or "lower"), "%", 0, why)
+    return estimate, "cannot tell", why

@@ -1,0 +1,80 @@
+"""When each request is due. Pure arithmetic: absolute times in, absolute times out; nobody sleeps here.
+
+`first` gives what is due from the start; `ended` is told that a slot's request is over and gives what that makes
+due. An open loop fits as a third class: everything in `first`, nothing in `ended`.
+"""
+
+from typing import NamedTuple, Protocol
+
+from kvgauge.plan.records import LoadShape
+
+
+class Due(NamedTuple):
+    """A request that a slot shall send at `due_ns` (the driver's clock). Sorts by time."""
+
+    due_ns: int
+    slot: int
+
+
+class Arrivals(Protocol):
+    def first(self) -> list[Due]:
+        """What is due without anything having ended."""
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:
+        """What the end of this slot's request, at `at_ns`, makes due."""
+
+
+class ClosedLoop:
+    """Each slot sends its next request the moment its last one has ended. One slot: requests one after another.
+
+    slots       how many may be under way at once, >= 1
+    requests    how many in all
+    start_ns    when slot 0 begins
+    stagger_ns  slot i begins at start + i/slots of this, so that the slots do not march in step
+    """
+
+    def __init__(self, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0) -> None:
+        self._slots, self._left = slots, requests
+        self._start_ns, self._stagger_ns = start_ns, stagger_ns
+
+    def first(self) -> list[Due]:
+        starting = min(self._slots, self._left)
+        self._left -= starting
+        return [Due(self._start_ns + self._stagger_ns * slot // self._slots, slot) for slot in range(starting)]
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:
+        if self._left == 0:
+            return []
+        self._left -= 1
+        return [Due(at_ns, slot)]
+
+
+class Waves:
+    """All slots at once; the next wave is due when the last request of this one has ended."""
+
+    def __init__(self, *, slots: int, requests: int, start_ns: int) -> None:
+        self._slots, self._left, self._start_ns = slots, requests, start_ns
+        self._under_way = 0
+        self._last_end_ns = start_ns
+
+    def first(self) -> list[Due]:
+        return self._wave(self._start_ns)
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:  # noqa: ARG002  (a wave does not ask whose)
+        self._under_way -= 1
+        self._last_end_ns = max(self._last_end_ns, at_ns)
+        return self._wave(self._last_end_ns) if self._under_way == 0 else []
+
+    def _wave(self, due_ns: int) -> list[Due]:
+        self._under_way = min(self._slots, self._left)
+        self._left -= self._under_way
+        return [Due(due_ns, slot) for slot in range(self._under_way)]
+
+
+def arrivals_of(load: LoadShape, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0) -> Arrivals:
+    """The arrivals of a cell's shape. `single` has one slot whatever `slots` says."""
+    if load == "wave":
+        return Waves(slots=slots, requests=requests, start_ns=start_ns)
+    if load == "single":
+        return ClosedLoop(slots=1, requests=requests, start_ns=start_ns)
+    return ClosedLoop(slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)

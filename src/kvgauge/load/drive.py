@@ -1,0 +1,351 @@
+"""The load driver: offers one cell's load to a server and hands over an Exchange for each request.
+
+    with Driver(url, model, host=platform.node()) as driver:
+        cell_load = driver.run_cell(cell, run_id="...", seed=1, on_exchange=writer.add_exchange, tick=writer.flush_due)
+
+Nothing the server does raises: a request that goes wrong is an Exchange with a failure. What the callbacks raise
+comes through, after the requests under way were dropped.
+"""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from kvgauge.failures import LoadError
+from kvgauge.load.answers import Asked, read_answer
+from kvgauge.load.arrivals import arrivals_of
+from kvgauge.load.loop import Ended, Limits, Loop
+from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Api, Bodies
+from kvgauge.load.site import Site, site_of
+from kvgauge.load.stream import Incoming, OpenReceiver, PlainReceiver
+from kvgauge.plan.records import Cell
+from kvgauge.samples.records import Clock, Exchange
+
+TICK_NS = 100_000_000
+OVERDUE_NS = 900_000_000  # answers and ticks that waited this long for an idle moment are not put off again
+LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
+STAGGER_NS_MAX = 2_000_000_000
+CONNECT_S, STALL_S = 5.0, 30.0
+PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How one cell was offered. Measured requests only; times are of `clock` on the sending host.
+
+    started_ns   the first due time; None when nothing was offered
+    ended_ns     the last arrival of content; the last end when none brought content
+    offered      requests begun; completed and failed add up to it
+    cpu_s        processor seconds of this process, decoding included, from first due to the last Exchange handed over
+    late_ns_max  sent - due, over the requests that were sent: how late we were; None when none was
+    stagger_ns   over which the slots of a closed loop began
+    interrupted  `stop` ended it early
+    """
+
+    cell: str
+    clock: Clock
+    started_ns: int | None
+    ended_ns: int | None
+    offered: int
+    completed: int
+    failed: int
+    warmups: int
+    cpu_s: float
+    late_ns_max: int | None
+    late_ns_mean: float | None
+    stagger_ns: int
+    interrupted: bool
+
+
+class Driver:
+    """Sends requests from this process, over connections that it keeps from cell to cell.
+
+    url                  http://HOST:PORT, with or without a path; its host is looked up here, once
+    host                 name of this host, for the records
+    request_timeout_s    bound of one request, from the moment we begin to send it
+    first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
+    stagger_s            window over which closed-loop slots begin; None: the median latency of the warm-up, up to 2 s
+    raises               LoadError for a URL that cannot be used
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        host: str,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        request_timeout_s: float = 120,
+        first_token_timeout_s: float | None = None,
+        stall_timeout_s: float = STALL_S,
+        connect_timeout_s: float = CONNECT_S,
+        stagger_s: float | None = None,
+        api: Api = "completions",
+        stream: bool = True,
+        token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
+        worker: int = 0,
+        open_receiver: OpenReceiver = PlainReceiver,
+    ) -> None:
+        if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
+            raise LoadError("every timeout must be above 0 s")
+        self._site: Site = site_of(url)
+        self._model, self._host, self._worker = model, host, worker
+        self._clock_ns = clock_ns
+        self._clock: Clock = "monotonic"
+        self._api, self._stream, self._token_ids = api, stream, token_ids
+        self._stagger_s = stagger_s
+        first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
+        limits = Limits(
+            connect_ns=int(min(connect_timeout_s, request_timeout_s) * 1e9),
+            first_token_ns=int(min(first_token_s, request_timeout_s) * 1e9),
+            stall_ns=int(min(stall_timeout_s, request_timeout_s) * 1e9),
+            request_ns=int(request_timeout_s * 1e9),
+        )
+        self._loop = Loop(self._site, limits=limits, clock_ns=clock_ns, open_receiver=open_receiver)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._loop.close()
+
+    def run_cell(
+        self,
+        cell: Cell,
+        *,
+        run_id: str,
+        seed: int,
+        on_exchange: Callable[[Exchange], None],
+        tick: Callable[[], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> CellLoad:
+        """Offer one cell: its warm-up, then what is measured.
+
+        on_exchange  gets each request once its answer is read, warm-up included; not in the order of their ends
+        tick         called about every 100 ms when no socket is ready, and at least about once a second
+        stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
+        raises       LoadError when the cell cannot be asked for, and what the callbacks raise
+        """
+        bodies = Bodies(
+            cell, model=self._model, seed=seed, api=self._api, stream=self._stream, token_ids=self._token_ids
+        )
+        slots = 1 if cell.load == "single" else cell.concurrency
+        template = self._asked(cell, run_id)
+        work = _CellWork(
+            self._site, PATHS[self._api], bodies, template, on_exchange=on_exchange, tick=tick, stop=stop, slots=slots
+        )
+        with _collector_off():
+            self._loop.connect(slots)
+            finished = True
+            if cell.warmup_requests:
+                finished = self._offer(cell, work, slots, requests=cell.warmup_requests, warmup=True, stagger_ns=0)
+            stagger_ns = self._stagger_ns(work) if cell.load == "closed" and slots > 1 else 0
+            cpu_ns = time.process_time_ns()
+            if finished and cell.requests:
+                finished = self._offer(cell, work, slots, requests=cell.requests, warmup=False, stagger_ns=stagger_ns)
+            cpu_ns = time.process_time_ns() - cpu_ns
+        return work.tally.cell_load(
+            cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
+        )
+
+    def _offer(
+        self, cell: Cell, work: "_CellWork", slots: int, *, requests: int, warmup: bool, stagger_ns: int
+    ) -> bool:
+        work.begin(requests=requests, warmup=warmup)
+        start_ns = self._clock_ns() + LEAD_NS
+        arrivals = arrivals_of(cell.load, slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)
+        finished = self._loop.offer(arrivals, work)
+        work.drain()
+        return finished
+
+    def _stagger_ns(self, work: "_CellWork") -> int:
+        if self._stagger_s is not None:
+            return int(self._stagger_s * 1e9)
+        latencies = sorted(work.tally.warmup_e2e_ns)
+        return min(STAGGER_NS_MAX, latencies[len(latencies) // 2]) if latencies else 0
+
+    def _asked(self, cell: Cell, run_id: str) -> Asked:
+        return Asked(
+            run_id=run_id,
+            cell=cell.name,
+            seq=0,
+            warmup=False,
+            slot=0,
+            worker=self._worker,
+            host=self._host,
+            clock=self._clock,
+            due_ns=0,
+            sent_ns=0,
+        )
+
+
+class _CellWork:
+    """What the loop asks for and gives while one cell is offered."""
+
+    def __init__(
+        self,
+        site: Site,
+        api_path: str,
+        bodies: Bodies,
+        template: Asked,
+        *,
+        on_exchange: Callable[[Exchange], None],
+        tick: Callable[[], None] | None,
+        stop: Callable[[], bool],
+        slots: int,
+    ) -> None:
+        self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
+        self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
+        self._slots = slots
+        self._warmup = False
+        self._seq_built = self._seq_end = 0
+        self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
+        self._unread: deque[Ended] = deque()  # answers nobody has looked at
+        self._unread_new = 0  # of those, since the last idle()
+        self._tick_ns = 0
+        self.tally = Tally()
+
+    def begin(self, *, requests: int, warmup: bool) -> None:
+        """Expect this many requests; their numbers go on from the last ones."""
+        self._warmup = warmup
+        self._built.clear()
+        self._seq_built = self._seq_end
+        self._seq_end += requests
+        while len(self._built) < self._slots and self._build():
+            pass
+
+    def next_request(self) -> tuple[int, bytes]:
+        if not self._built:
+            self._build()
+        return self._built.popleft()
+
+    def over(self, ended: Ended) -> None:
+        self._unread.append(ended)
+        self._unread_new += 1
+
+    def idle(self, now_ns: int, *, ready: bool) -> bool:
+        if ready:
+            self._catch_up(now_ns)
+        elif self._tick is not None and now_ns - self._tick_ns >= TICK_NS:
+            self._tick_ns = now_ns
+            self._tick()
+        elif self._unread:
+            self._read_one()
+        else:
+            return len(self._built) < 2 * self._slots and self._build()
+        return True
+
+    def drain(self) -> None:
+        """Read all that is left: nothing is under way any more."""
+        while self._unread:
+            self._read_one()
+        if self._tick is not None:
+            self._tick()
+
+    def _catch_up(self, now_ns: int) -> None:
+        """Sockets never rest: read as many answers as ended, once the oldest has waited too long."""
+        if self._unread and now_ns - self._unread[0].ended_ns > OVERDUE_NS:
+            for _ in range(min(max(1, self._unread_new), len(self._unread))):
+                self._read_one()
+        self._unread_new = 0
+        if self._tick is not None and now_ns - self._tick_ns > OVERDUE_NS:
+            self._tick_ns = now_ns
+            self._tick()
+
+    def _build(self) -> bool:
+        if self._seq_built >= self._seq_end:
+            return False
+        body = self._bodies.body(self._seq_built)
+        self._built.append((self._seq_built, self._site.request("POST", self._api_path, body)))
+        self._seq_built += 1
+        return True
+
+    def _read_one(self) -> None:
+        ended = self._unread.popleft()
+        sent_ns = ended.sent_ns if ended.sent_ns is not None else ended.begun_ns
+        asked = msgspec.structs.replace(
+            self._template,
+            seq=ended.seq,
+            warmup=self._warmup,
+            slot=ended.slot,
+            due_ns=ended.due_ns,
+            sent_ns=sent_ns,
+        )
+        incoming = ended.incoming if ended.incoming is not None else Incoming()
+        answer = incoming.answer(ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
+        incoming.finish(incoming.end)
+        exchange = read_answer(asked, answer)
+        self.tally.add(exchange, sent=ended.sent_ns is not None)
+        self._on_exchange(exchange)
+
+
+class Tally:
+    """Sums over the exchanges of one cell."""
+
+    def __init__(self) -> None:
+        self.warmup_e2e_ns: list[int] = []
+        self.warmups = 0
+        self._due_ns: list[int] = []
+        self._arrived_ns: int | None = None
+        self._done_ns: int | None = None
+        self._failed = 0
+        self._late_ns: list[int] = []
+
+    def add(self, exchange: Exchange, *, sent: bool) -> None:
+        """sent: the request left, so that its lateness means something."""
+        if exchange.warmup:
+            self.warmups += 1
+            if exchange.failure is None and exchange.e2e_ns is not None:
+                self.warmup_e2e_ns.append(exchange.e2e_ns)
+            return
+        self._due_ns.append(exchange.due_ns)
+        self._failed += exchange.failure is not None
+        if exchange.arrivals_ns:
+            self._arrived_ns = max(self._arrived_ns or exchange.arrivals_ns[-1], exchange.arrivals_ns[-1])
+        if exchange.done_ns is not None:
+            self._done_ns = max(self._done_ns or exchange.done_ns, exchange.done_ns)
+        if sent:
+            self._late_ns.append(exchange.sent_ns - exchange.due_ns)
+
+    def cell_load(self, cell: str, clock: Clock, *, cpu_ns: int, stagger_ns: int, interrupted: bool) -> CellLoad:
+        offered = len(self._due_ns)
+        late = self._late_ns
+        return CellLoad(
+            cell=cell,
+            clock=clock,
+            started_ns=min(self._due_ns, default=None),
+            ended_ns=self._arrived_ns if self._arrived_ns is not None else self._done_ns,
+            offered=offered,
+            completed=offered - self._failed,
+            failed=self._failed,
+            warmups=self.warmups,
+            cpu_s=cpu_ns / 1e9,
+            late_ns_max=max(late, default=None),
+            late_ns_mean=sum(late) / len(late) if late else None,
+            stagger_ns=stagger_ns,
+            interrupted=interrupted,
+        )
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection while stamps are taken: nothing here makes cycles that outlive a request."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

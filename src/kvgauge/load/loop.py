@@ -1,0 +1,363 @@
+"""One thread, one epoll, many requests under way. Everything here is ordered by what must not wait:
+
+a ready socket, then what is due, then (only when no socket is ready) the work that `Work.idle` does in small pieces.
+"""
+
+import heapq
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from kvgauge.load.answers import Cut
+from kvgauge.load.arrivals import Arrivals, Due
+from kvgauge.load.site import Site
+from kvgauge.load.stream import Connection, End, Incoming, OpenReceiver, PlainReceiver
+
+CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
+SPIN_NS = 1_000_000  # epoll waits in whole milliseconds: what is due sooner is waited for by asking again at once
+CUT_OF: dict[End, Cut | None] = {
+    "complete": None,
+    "closed": "truncated",
+    "reset": "truncated",
+    "malformed": "malformed",
+}
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long anything may take. first_token_ns: to the first byte of the body; stall_ns: from one read to the next;
+    request_ns: from the moment we begin to send to the end."""
+
+    connect_ns: int
+    first_token_ns: int
+    stall_ns: int
+    request_ns: int
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is over, well or not. sent_ns: None when it never left."""
+
+    slot: int
+    seq: int
+    due_ns: int
+    begun_ns: int
+    sent_ns: int | None
+    ended_ns: int
+    incoming: Incoming | None
+    cut: Cut | None
+    detail: str | None
+
+
+class Work(Protocol):
+    """What the loop asks of its owner."""
+
+    def next_request(self) -> tuple[int, bytes]:
+        """The number and the bytes of the next request, in the order they are sent."""
+
+    def over(self, ended: Ended) -> None:
+        """Keep this; it must not take time."""
+
+    def idle(self, now_ns: int, *, ready: bool) -> bool:
+        """Do one small piece of background work, none but what is overdue when sockets were ready. True: more waits."""
+
+    def stop(self) -> bool:
+        """True ends the load."""
+
+
+class _Slot:
+    """Sends one request at a time. `fresh`: its connection was made for this request."""
+
+    __slots__ = ("begun_ns", "connect_ns", "connection", "detail", "due_ns", "fresh", "index", "request", "seq")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.connection: Connection | None = None
+        self.connect_ns = 0  # when the attempt under way, or the last one, began
+        self.request: bytes | None = None
+        self.seq = self.due_ns = self.begun_ns = 0
+        self.fresh = False
+        self.detail: str | None = None
+
+
+class Loop:
+    """Sends requests through its slots and gathers what comes back. Not reentrant, not thread-safe."""
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        limits: Limits,
+        clock_ns: Callable[[], int],
+        open_receiver: OpenReceiver = PlainReceiver,
+    ) -> None:
+        self._site, self._limits, self._clock_ns, self._open_receiver = site, limits, clock_ns, open_receiver
+        self._epoll = select.epoll()
+        self._slots: list[_Slot] = []
+        self._by_fd: dict[int, _Slot] = {}
+        self._closed_fds: set[int] = set()  # closed in this pass: what epoll said of them no longer holds
+        self._address_at = 0  # the address that worked last
+        self._due: list[Due] = []
+        self._busy = 0
+        self._arrivals: Arrivals | None = None
+        self._work: Work | None = None
+
+    def connect(self, slots: int) -> None:
+        """Have a connection in each of the first `slots` slots, so that none is made at the first request.
+
+        One that cannot be made is left to its first request, which then fails and says why.
+        """
+        while len(self._slots) < slots:
+            self._slots.append(_Slot(len(self._slots)))
+        self._pass(0)  # hear of what the server closed in the meantime
+        for slot in self._slots[:slots]:
+            if slot.connection is None:
+                self._connect(slot, self._address_at)
+        while any(slot.connection is not None and slot.connection.connecting for slot in self._slots):
+            self._pass(CHECK_NS)
+            self._check_deadlines(self._clock_ns())
+
+    def offer(self, arrivals: Arrivals, work: Work) -> bool:
+        """Send all that `arrivals` gives and wait for its end. False when `work.stop` ended it early."""
+        self._arrivals, self._work = arrivals, work
+        self._due = arrivals.first()
+        heapq.heapify(self._due)
+        check_ns, more = 0, True
+        try:
+            while self._busy or self._due:
+                now_ns = self._clock_ns()
+                if now_ns >= check_ns:
+                    if work.stop():
+                        self._interrupt()
+                        return False
+                    self._check_deadlines(now_ns)
+                    check_ns = now_ns + CHECK_NS
+                if self._due:
+                    self._start_due()
+                ready = self._pass(0 if more else self._wait_ns(check_ns))
+                more = work.idle(self._clock_ns(), ready=ready)
+        finally:
+            self._abandon()
+        return True
+
+    def close(self) -> None:
+        """Close every connection. What is under way is dropped without a word."""
+        for slot in self._slots:
+            self._drop(slot)
+        self._epoll.close()
+
+    def _wait_ns(self, check_ns: int) -> int:
+        until_ns = min(check_ns, self._due[0].due_ns - SPIN_NS) if self._due else check_ns
+        return until_ns - self._clock_ns()
+
+    def _pass(self, wait_ns: int) -> bool:
+        """Wait for sockets to be ready and serve them. True when any was."""
+        ready = self._epoll.poll(wait_ns / 1e9 if wait_ns > 0 else 0)
+        self._closed_fds.clear()
+        for fd, mask in ready:
+            if fd in self._closed_fds:
+                continue
+            slot = self._by_fd[fd]
+            connection = slot.connection
+            assert connection is not None, "an fd in _by_fd belongs to its slot's connection"
+            if connection.connecting:
+                self._connected(slot, connection)
+            elif mask & select.EPOLLOUT and connection.unsent is not None:
+                self._offer(slot, connection)
+            else:
+                end = connection.read()
+                if end is not None:
+                    self._ended(slot, connection, end)
+            if self._due:
+                self._start_due()  # a slot that became free sends at once, before the next socket is looked at
+        return bool(ready)
+
+    def _start_due(self) -> None:
+        while self._due and self._due[0].due_ns <= self._clock_ns():
+            due = heapq.heappop(self._due)
+            self._begin(self._slots[due.slot], due.due_ns)
+
+    def _begin(self, slot: _Slot, due_ns: int) -> None:
+        assert self._work is not None
+        assert slot.request is None, "a slot sends one request at a time"
+        slot.seq, slot.request = self._work.next_request()
+        slot.due_ns, slot.begun_ns = due_ns, self._clock_ns()
+        slot.fresh, slot.detail = False, None
+        self._busy += 1
+        if slot.connection is None:
+            self._connect(slot, self._address_at)
+        elif not slot.connection.connecting:
+            self._ask(slot, slot.connection)
+
+    def _connect(self, slot: _Slot, address_at: int) -> None:
+        """Begin to connect to the first address that does not refuse at once, from this one on."""
+        slot.fresh = slot.request is not None
+        slot.connect_ns = self._clock_ns()
+        for at in range(address_at, len(self._site.addresses)):
+            family, address = self._site.addresses[at]
+            try:
+                connection = Connection(
+                    family, address, address_at=at, clock_ns=self._clock_ns, open_receiver=self._open_receiver
+                )
+            except OSError as error:
+                seen = error
+                continue
+            slot.connection = connection
+            self._by_fd[connection.fd] = slot
+            self._epoll.register(connection.fd, select.EPOLLOUT)
+            return
+        self._no_connection(slot, f"{self._site.authority}: {seen.strerror or seen}")
+
+    def _no_connection(self, slot: _Slot, detail: str) -> None:
+        self._address_at = 0
+        if slot.request is not None:
+            self._over(slot, cut="connect", detail=detail)
+
+    def _connected(self, slot: _Slot, connection: Connection) -> None:
+        try:
+            connection.connected()
+        except OSError as error:
+            self._drop(slot)
+            if connection.address_at + 1 < len(self._site.addresses):
+                self._connect(slot, connection.address_at + 1)
+            else:
+                self._no_connection(slot, f"{self._site.authority}: {error.strerror or error}")
+            return
+        self._address_at = connection.address_at
+        self._epoll.modify(connection.fd, select.EPOLLIN)
+        if slot.request is not None:
+            self._ask(slot, connection)
+
+    def _ask(self, slot: _Slot, connection: Connection) -> None:
+        assert slot.request is not None
+        try:
+            connection.ask(slot.request)
+        except OSError as error:
+            self._lost(slot, connection, f"the connection broke: {error.strerror or error}")
+            return
+        if connection.unsent is not None:
+            self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+
+    def _offer(self, slot: _Slot, connection: Connection) -> None:
+        try:
+            connection.offer()
+        except OSError as error:
+            self._lost(slot, connection, f"the connection broke: {error.strerror or error}")
+            return
+        if connection.unsent is None:
+            self._epoll.modify(connection.fd, select.EPOLLIN)
+
+    def _lost(self, slot: _Slot, connection: Connection, problem: str) -> None:
+        """The request could not be sent; what the server said before it hung up may still be there to read."""
+        incoming = connection.incoming
+        end = connection.read()
+        if end is None or incoming is None:
+            end = "reset"
+        if incoming is not None and incoming.problem is None:
+            incoming.problem = problem
+        connection.unsent = connection.unsent or memoryview(b"")  # not reusable, whatever came
+        self._ended(slot, connection, end)
+
+    def _ended(self, slot: _Slot, connection: Connection, end: End) -> None:
+        """An answer, or the connection below it, has ended."""
+        incoming = connection.incoming
+        if slot.request is None or incoming is None:
+            self._drop(slot)  # an idle connection: the server closed it
+            return
+        ended_ns = incoming.last_ns if end == "complete" and incoming.last_ns else self._clock_ns()
+        unanswered = incoming.received_bytes == 0 and end in ("closed", "reset")
+        if unanswered and not slot.fresh:
+            self._drop(slot)
+            slot.detail = "sent again on a new connection: the server had closed the one that was kept open"
+            self._connect(slot, self._address_at)
+            return
+        detail = "; ".join(filter(None, (incoming.problem if end != "complete" else None, slot.detail))) or None
+        sent_ns = connection.sent_ns if connection.unsent is None else None
+        if end == "complete" and incoming.keep_alive and connection.unsent is None:
+            connection.done()
+        else:
+            self._drop(slot)
+        self._over(slot, cut=CUT_OF[end], detail=detail, incoming=incoming, sent_ns=sent_ns, ended_ns=ended_ns)
+
+    def _over(
+        self,
+        slot: _Slot,
+        *,
+        cut: Cut | None,
+        detail: str | None,
+        incoming: Incoming | None = None,
+        sent_ns: int | None = None,
+        ended_ns: int | None = None,
+    ) -> None:
+        """The slot's request is over; what that makes due is sent by the caller's next `_start_due`."""
+        assert self._work is not None
+        assert self._arrivals is not None
+        at_ns = ended_ns if ended_ns is not None else self._clock_ns()
+        slot.request = None
+        self._busy -= 1
+        ended = Ended(
+            slot=slot.index,
+            seq=slot.seq,
+            due_ns=slot.due_ns,
+            begun_ns=slot.begun_ns,
+            sent_ns=sent_ns,
+            ended_ns=at_ns,
+            incoming=incoming,
+            cut=cut,
+            detail=detail,
+        )
+        self._work.over(ended)
+        for due in self._arrivals.ended(slot.index, at_ns):
+            heapq.heappush(self._due, due)
+
+    def _check_deadlines(self, now_ns: int) -> None:
+        limits = self._limits
+        for slot in self._slots:
+            connection = slot.connection
+            if connection is None:
+                continue
+            if connection.connecting:
+                if now_ns - slot.connect_ns > limits.connect_ns:
+                    self._drop(slot)
+                    waited = f"{self._site.authority}: no connection within {limits.connect_ns / 1e9:g} s"
+                    self._no_connection(slot, waited)
+            elif slot.request is not None and connection.incoming is not None:
+                incoming, waited_ns = connection.incoming, now_ns - slot.begun_ns
+                silent_ns = now_ns - incoming.last_ns
+                if not incoming.pieces and waited_ns > limits.first_token_ns:
+                    self._give_up(slot, connection, "no_first_token", f"nothing within {waited_ns / 1e9:.1f} s")
+                elif incoming.pieces and silent_ns > limits.stall_ns:
+                    self._give_up(slot, connection, "stall", f"silent for {silent_ns / 1e9:.1f} s inside the answer")
+                elif waited_ns > limits.request_ns:
+                    self._give_up(slot, connection, "timeout", f"no end within {waited_ns / 1e9:.1f} s")
+
+    def _interrupt(self) -> None:
+        """End what is under way; nothing new becomes due."""
+        for slot in self._slots:
+            if slot.request is not None:
+                self._give_up(slot, slot.connection, "interrupted", "stopped by the user")
+        self._due.clear()
+
+    def _abandon(self) -> None:
+        """Leave nothing under way, also when `work` raised."""
+        for slot in self._slots:
+            if slot.request is not None:
+                self._drop(slot)
+                slot.request = None
+        self._busy = 0
+        self._due.clear()
+
+    def _give_up(self, slot: _Slot, connection: Connection | None, cut: Cut, detail: str) -> None:
+        incoming = connection.incoming if connection is not None else None
+        sent_ns = connection.sent_ns if connection is not None and connection.unsent is None else None
+        self._drop(slot)
+        self._over(slot, cut=cut, detail=detail, incoming=incoming, sent_ns=sent_ns or None)
+
+    def _drop(self, slot: _Slot) -> None:
+        """Close the slot's connection, if it has one."""
+        connection, slot.connection = slot.connection, None
+        if connection is None:
+            return
+        del self._by_fd[connection.fd]
+        self._closed_fds.add(connection.fd)
+        connection.close()  # which takes it out of epoll too

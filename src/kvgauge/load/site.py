@@ -1,0 +1,139 @@
+"""Where requests go: a URL, taken apart and looked up once, and small blocking questions asked before a run.
+
+Proxy variables (http_proxy and its like) are never read: a proxy in the path would be measured with the target.
+"""
+
+import socket
+import time
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kvgauge import __version__
+from kvgauge.failures import LoadError
+from kvgauge.load.answers import UNREADABLE, error_message
+from kvgauge.load.stream import READ_BYTES, Incoming
+
+ASK_TIMEOUT_S = 5.0
+POLL_S = 0.1
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """addresses: (family, sockaddr) in the order to try them; base: path before /v1, without a slash at its end."""
+
+    url: str
+    authority: str
+    base: str
+    addresses: tuple[tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]], ...]
+
+    def path(self, api_path: str) -> str:
+        """`api_path` (/v1/...) below the base path, which may itself end in /v1."""
+        return self.base + (api_path.removeprefix("/v1") if self.base.endswith("/v1") else api_path)
+
+    def request(self, method: str, api_path: str, body: bytes | None = None) -> bytes:
+        """The bytes of one HTTP/1.1 request."""
+        content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body is not None else ""
+        head = (
+            f"{method} {self.path(api_path)} HTTP/1.1\r\nHost: {self.authority}\r\n"
+            f"User-Agent: kvgauge/{__version__}\r\nAccept: text/event-stream, application/json\r\n{content}\r\n"
+        )
+        return head.encode("ascii") + (body or b"")
+
+
+def site_of(url: str) -> Site:
+    """Take a URL apart and look its host up. raises LoadError with what to write instead."""
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:
+        raise LoadError(f"not a URL: {error}; write http://HOST:PORT") from None
+    if parts.username is not None or parts.password is not None:
+        raise LoadError("the URL holds a user name or password, which would end up in logs; write http://HOST:PORT")
+    if parts.scheme == "https":
+        raise LoadError(f"{url}: TLS comes with the next version; write http://HOST:PORT")
+    if parts.scheme != "http" or not host:
+        raise LoadError(f"{url!r} is not an http URL; write http://HOST:PORT")
+    if parts.query or parts.fragment or not (url.isascii() and url.isprintable() and " " not in url):
+        raise LoadError(f"{url!r}: only a host, a port and a path are allowed; write http://HOST:PORT/PATH")
+    try:
+        found = socket.getaddrinfo(host, port or 80, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise LoadError(f"{url}: cannot look up {host}: {error.strerror or error}; check the name") from None
+    addresses = tuple((family, address) for family, _, _, _, address in found)
+    return Site(url=url, authority=parts.netloc, base=parts.path.rstrip("/"), addresses=addresses)  # type: ignore[arg-type]
+
+
+def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[int, bytes]:
+    """GET, blocking, on a connection of its own: (status, body). raises OSError (TimeoutError included)."""
+    deadline = time.monotonic() + timeout_s
+    broken: OSError = OSError("the name has no address")
+    for _, address in site.addresses:
+        try:
+            with socket.create_connection(address[:2], timeout=_left(deadline)) as sock:
+                sock.sendall(site.request("GET", api_path))
+                return _answer_of(sock, deadline)
+        except OSError as error:
+            broken = error
+    raise broken
+
+
+def wait_ready(url: str, timeout_s: float) -> None:
+    """Wait until the server answers /v1/models with anything that is not a server error.
+
+    raises  LoadError, with the last thing seen, when it has not by then
+    """
+    site = site_of(url)
+    deadline, seen = time.monotonic() + timeout_s, "nothing was tried"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            status, body = ask(site, "/v1/models", timeout_s=min(left, ASK_TIMEOUT_S))
+        except OSError as error:
+            seen = error.strerror or str(error)
+        else:
+            if status < 500:
+                return
+            seen = f"HTTP {status}: {error_message(body)}"
+        time.sleep(max(0.0, min(POLL_S, deadline - time.monotonic())))
+    raise LoadError(
+        f"{url} was not ready within {timeout_s:g} s (last: {seen}); is the server up, and is this its URL?"
+    )
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def models(url: str) -> list[str]:
+    """The models the server offers, by its own names. raises LoadError when it does not say."""
+    try:
+        status, body = ask(site_of(url), "/v1/models")
+    except OSError as error:
+        raise LoadError(f"{url} does not answer: {error.strerror or error}; is the server up?") from None
+    if status != 200:
+        raise LoadError(f"{url}/v1/models answered HTTP {status}: {error_message(body)}; name the model yourself")
+    try:
+        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+    except UNREADABLE as error:
+        raise LoadError(f"{url}/v1/models is not a list of models ({error}); name the model yourself") from None
+
+
+def _answer_of(sock: socket.socket, deadline: float) -> tuple[int, bytes]:
+    incoming = Incoming()
+    while incoming.end is None:
+        sock.settimeout(_left(deadline))
+        data = sock.recv(READ_BYTES)
+        incoming.take(data, time.monotonic_ns(), "user")
+    if incoming.end != "complete" or incoming.status is None:
+        raise OSError(f"no whole HTTP answer: {incoming.problem}")
+    return incoming.status, incoming.answer(ended_ns=0, cut=None, detail=None).body
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("no answer in time")
+    return left

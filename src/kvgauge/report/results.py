@@ -1,0 +1,334 @@
+"""results.json and results.csv: everything a plan gave so far, in one shape. docs/results.md documents it.
+
+Version history of `schema`
+    1  first
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kvgauge.compare import GainRow, TestValues, gains
+from kvgauge.failures import SamplesError
+from kvgauge.plan.records import Plan, Run, Test
+from kvgauge.stats.estimate import Estimate, missing
+from kvgauge.stats.runs import over_runs
+
+SCHEMA = 1
+RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
+
+Status = Literal["valid", "invalid", "failed", "pending", "interrupted"]
+
+
+class Tp(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensor parallelism of the two sides."""
+
+    prefill: int | None
+    decode: int | None
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run gave in one cell, or (cell None) as a whole.
+
+    reasons  why it is not valid, each with what to do
+    proved   run-level entries: what was seen to carry the transfers: "backend", "provider", ...
+    """
+
+    run_id: str
+    repetition: int
+    cell: str | None
+    concurrency: int | None
+    seed: int | None
+    status: Status
+    reasons: tuple[str, ...]
+    metrics: dict[str, Estimate]
+    proved: dict[str, str] = {}
+
+
+class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric over the valid runs of one cell, n = runs (published numbers: n = 0, not known)."""
+
+    cell: str | None
+    concurrency: int | None
+    metric: str
+    point: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    reason: str | None
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(point=self.point, low=self.low, high=self.high, n=self.n, unit=self.unit, reason=self.reason)
+
+
+class TestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A test of the plan and everything it gave. What published numbers leave open is None."""
+
+    __test__ = False  # pytest: not a test class
+
+    name: str
+    backend: str | None
+    fabric: str | None
+    build: str
+    stand_in: str | None
+    patches: str | None
+    model: str | None
+    tp: Tp
+    expect: str
+    baseline: tuple[str, ...]
+    runs: tuple[RunResult, ...]
+    summary: tuple[SummaryRow, ...]
+    gains: tuple[GainRow, ...]
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """results.json as a whole.
+
+    plan       the plan as it was read (plan/records.py)
+    rehearsal  nothing here transfers to EFA
+    machine    where it ran: what the caller knows of it
+    published  None, or where numbers that were not measured here come from
+    """
+
+    schema: int
+    plan: dict[str, Any]
+    rehearsal: bool
+    machine: dict[str, Any]
+    tests: tuple[TestResult, ...]
+    published: str | None = None
+
+
+def build(
+    plan: Plan, run_results: Mapping[str, Sequence[RunResult]], machine: Mapping[str, Any], planned: Sequence[Run] = ()
+) -> Results:
+    """Results so far: summaries over valid runs, gains, and what has not run yet as pending.
+
+    run_results  test name -> what its runs gave, in any order
+    planned      the plan's runs as expanded, so that pending ones carry their run_id and seed
+    """
+    runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned) for test in plan.tests}
+    rows = gains([_values(test, runs[test.name]) for test in plan.tests], plan)
+    return Results(
+        schema=SCHEMA,
+        plan=msgspec.to_builtins(plan),
+        rehearsal=plan.rehearsal,
+        machine=dict(machine),
+        tests=tuple(
+            TestResult(
+                name=test.name,
+                backend=test.backend,
+                fabric=test.fabric,
+                build=test.build,
+                stand_in=test.stand_in,
+                patches=test.patches,
+                model=test.model,
+                tp=Tp(prefill=test.prefill_tp, decode=test.decode_tp),
+                expect=test.expect,
+                baseline=test.baseline,
+                runs=runs[test.name],
+                summary=tuple(_summary(plan, runs[test.name])),
+                gains=tuple(row for row in rows if row.test == test.name),
+            )
+            for test in plan.tests
+        ),
+    )
+
+
+def _with_pending(plan: Plan, test: Test, given: Sequence[RunResult], planned: Sequence[Run]) -> tuple[RunResult, ...]:
+    """What was given, in order, and an entry without metrics for each run x cell that is still to come.
+
+    A run that is invalid as a whole makes its cells invalid: its evidence is theirs.
+    """
+    contradicted = {run.repetition: run.reasons for run in given if run.cell is None and run.status == "invalid"}
+    given = [
+        msgspec.structs.replace(run, status="invalid", reasons=contradicted[run.repetition])
+        if run.status == "valid" and run.repetition in contradicted
+        else run
+        for run in given
+    ]
+    known = {(run.repetition, run.cell) for run in given}
+    ids = {run.repetition: run for run in planned if run.test.name == test.name}
+    whole = {run.repetition: run.run_id for run in given}
+    runs = list(given)
+    for repetition in range(1, plan.repetitions + 1):
+        expanded = ids.get(repetition)
+        for cell in expanded.cells if expanded else plan.cells:
+            if (repetition, cell.name) in known:
+                continue
+            runs.append(
+                RunResult(
+                    run_id=expanded.run_id if expanded else whole.get(repetition, ""),
+                    repetition=repetition,
+                    cell=cell.name,
+                    concurrency=cell.concurrency,
+                    seed=expanded.seed if expanded else None,
+                    status="pending",
+                    reasons=(),
+                    metrics={},
+                )
+            )
+    places = {cell.name: place for place, cell in enumerate(plan.cells)}
+    return tuple(sorted(runs, key=lambda run: (run.repetition, -1 if run.cell is None else places.get(run.cell, 999))))
+
+
+def _values(test: Test, runs: Sequence[RunResult]) -> TestValues:
+    """Run-level values of valid runs; a value that is only the largest of too few requests gives no verdict."""
+    values: dict[tuple[str | None, str], dict[int, float]] = {}
+    no_verdict: dict[tuple[str | None, str], str] = {}
+    left_out: dict[tuple[str | None, int], str] = {}
+    for run in runs:
+        if run.status != "valid":
+            left_out[run.cell, run.repetition] = run.status
+            continue
+        for metric, estimate in run.metrics.items():
+            if estimate.point is None:
+                continue
+            values.setdefault((run.cell, metric), {})[run.repetition] = estimate.point
+            if is_largest(estimate):
+                no_verdict[run.cell, metric] = estimate.reason or ""
+    return TestValues(test=test, values=values, left_out=left_out, no_verdict=no_verdict)
+
+
+def is_largest(estimate: Estimate) -> bool:
+    """Whether a quantile had too few requests and is their maximum instead (stats/quantiles.py says so)."""
+    return (estimate.reason or "").startswith("max of n=")
+
+
+def _summary(plan: Plan, runs: Sequence[RunResult]) -> Iterable[SummaryRow]:
+    """Cells in the plan's order, then whole runs."""
+    concurrency = {cell.name: cell.concurrency for cell in plan.cells}
+    for cell in (*concurrency, None):
+        here = [run for run in runs if run.cell == cell]
+        valid = [run for run in here if run.status == "valid"]
+        for metric in dict.fromkeys(metric for run in here for metric in run.metrics):
+            estimate = _over_valid_runs(
+                [run.metrics[metric] for run in valid if metric in run.metrics],
+                next(run.metrics[metric].unit for run in here if metric in run.metrics),
+            )
+            yield SummaryRow(
+                cell=cell,
+                concurrency=None if cell is None else concurrency[cell],
+                metric=metric,
+                point=estimate.point,
+                low=estimate.low,
+                high=estimate.high,
+                n=estimate.n,
+                unit=estimate.unit,
+                reason=estimate.reason,
+            )
+
+
+def _over_valid_runs(found: Sequence[Estimate], unit: str) -> Estimate:
+    if not found:
+        return missing(unit, "no valid run")
+    over = over_runs([estimate.point for estimate in found], unit)
+    within = [estimate.reason for estimate in found if estimate.reason]
+    if over.point is None and within:
+        return missing(unit, within[0])
+    largest = next((estimate.reason for estimate in found if is_largest(estimate)), None)
+    if largest is None:
+        return over
+    reason = f"{largest}; {over.reason}" if over.reason else largest
+    return msgspec.structs.replace(over, reason=reason)
+
+
+def write(results: Results, folder: Path) -> None:
+    """results.json and results.csv, each whole or not at all.
+
+    raises  SamplesError when the folder cannot be written
+    """
+    _write_whole(folder / RESULTS_JSON, json_text(results).encode())
+    _write_whole(folder / RESULTS_CSV, csv_text(results).encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A temporary name, fsync, rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SamplesError(f"cannot write {path}: {error.strerror}. Free the disk or name another --out") from error
+
+
+def json_text(results: Results) -> str:
+    """results.json as text, indented, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=1).decode() + "\n"
+
+
+CSV_COLUMNS = (
+    "test", "backend", "fabric", "build", "stand_in", "patches", "model", "tp_prefill", "tp_decode", "run_id",
+    "repetition", "cell", "concurrency", "seed", "status", "reasons", "metric", "point", "low", "high", "n", "unit",
+    "reason",
+)  # fmt: skip
+
+
+def csv_text(results: Results) -> str:
+    """One row for each run x cell x metric; a run without metrics keeps one row, so that none disappears."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for test in results.tests:
+        about: list[object] = [test.name, test.backend, test.fabric, test.build, test.stand_in, test.patches]
+        about += [test.model, test.tp.prefill, test.tp.decode]
+        for run in test.runs:
+            where = [run.run_id, run.repetition, run.cell, run.concurrency, run.seed, run.status]
+            row = [*about, *where, "; ".join(run.reasons)]
+            for metric, value in run.metrics.items():
+                writer.writerow([*row, metric, value.point, value.low, value.high, value.n, value.unit, value.reason])
+            if not run.metrics:
+                writer.writerow(row + [None] * 7)
+        for line in test.summary if results.published else ():
+            row = [*about, None, None, line.cell, line.concurrency, None, "published", results.published]
+            writer.writerow([*row, line.metric, line.point, line.low, line.high, line.n, line.unit, line.reason])
+    return out.getvalue()
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def read(folder: Path) -> Results:
+    """results.json of a run folder (or the file itself).
+
+    raises  SamplesError, saying what was found and what to do
+    """
+    path = folder if folder.is_file() else folder / RESULTS_JSON
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SamplesError(
+            f"no results at {path}: {error.strerror}. `kvgauge run` writes them; or name the folder of a run"
+        ) from error
+    return decode(data, str(path))
+
+
+def decode(data: bytes, source: str) -> Results:
+    """results.json from bytes; `source` names them in errors. Raises SamplesError."""
+    try:
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema != SCHEMA:
+            raise SamplesError(
+                f"{source} has schema {schema}; this kvgauge reads schema {SCHEMA}. Use the kvgauge that wrote it"
+            )
+        return msgspec.json.decode(data, type=Results)
+    except msgspec.MsgspecError as error:
+        raise SamplesError(f"{source} is not a results.json: {error}. Run again, or name another folder") from error
+    except UnicodeDecodeError as error:
+        raise SamplesError(f"{source} is not a results.json: not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,84 @@
+"""What belongs to a whole run and to none of its cells: handshakes, connection times, the machine, the cold start."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from kvgauge.evidence.facts import Evidence, MachineUse, Missing
+from kvgauge.samples.records import Connection, Exchange
+from kvgauge.stats.estimate import Estimate, bare, counted, missing
+
+NS_PER_MS = 1e6
+
+
+def run_metrics(evidence: Evidence, exchanges: Sequence[Exchange] = ()) -> dict[str, Estimate]:
+    """The run-level metrics of results.json, by name.
+
+    exchanges  of the whole run, warm-up included: the cold start is read from them
+    """
+    return {
+        "handshake_count_nixl": _count(evidence.handshakes_nixl, "handshakes"),
+        "handshake_count_efa": _count(evidence.handshakes_efa, "handshakes"),
+        **_connection_times(evidence.connections),
+        "first_request_penalty_s": first_request_penalty(exchanges),
+        **_machine(evidence.machine),
+        "gpu_memory_bytes": _count(evidence.gpu_memory_bytes, "B"),
+    }
+
+
+def proved(evidence: Evidence) -> dict[str, str]:
+    """What was seen to carry the transfers, in words: backend with its transfers, provider or lanes, wire bytes."""
+    found = {}
+    if evidence.backends:
+        found["backend"] = ", ".join(f"{name} ({count:,} transfers)" for name, count in evidence.backends.items())
+    if evidence.providers:
+        found["provider"] = ", ".join(evidence.providers)
+    if not isinstance(evidence.wire_bytes, Missing):
+        found["wire"] = f"{evidence.wire_bytes / 2**20:,.1f} MiB on network interfaces"
+    return found
+
+
+def _count(value: int | Missing, unit: str) -> Estimate:
+    return missing(unit, value.reason) if isinstance(value, Missing) else counted(value, unit, 1)
+
+
+def _connection_times(connections: Sequence[Connection]) -> dict[str, Estimate]:
+    """Slowest pair and mean of all pairs, in ms. Pairs of one run share its start, so there is no interval."""
+    if not connections:
+        none = missing("ms", "the target reports no connections")
+        return {"connection_ms_max": none, "connection_ms_mean": none}
+    times = [connection.total_ns / NS_PER_MS for connection in connections]
+    n = len(times)
+    return {
+        "connection_ms_max": bare(max(times), "ms", n, "the slowest pair: no interval within a run"),
+        "connection_ms_mean": bare(sum(times) / n, "ms", n, "pairs of one run share its start: no interval"),
+    }
+
+
+def _machine(use: MachineUse | Missing) -> dict[str, Estimate]:
+    if isinstance(use, Missing):
+        none = missing("%", use.reason)
+        return {"machine_busy_pct": none, "machine_steal_pct": none}
+    reason = "one value for the whole run"
+    return {
+        "machine_busy_pct": bare(100 * use.busy, "%", 1, reason),
+        "machine_steal_pct": bare(100 * use.steal, "%", 1, reason),
+    }
+
+
+def first_request_penalty(exchanges: Sequence[Exchange]) -> Estimate:
+    """TTFT of the run's very first request less the warm median of the same cell, in s.
+
+    The warm ones are that cell's measured requests, or its later warm-up where it measured none.
+    """
+    if not exchanges:
+        return missing("s", "no request was sent")
+    first = min(exchanges, key=lambda exchange: exchange.due_ns)
+    cold_ns = first.ttft_ns
+    if first.failure is not None or cold_ns is None:
+        return missing("s", f"the first request failed: {first.failure or 'no content'}")
+    later = [e for e in exchanges if e.cell == first.cell and e is not first and e.failure is None]
+    measured = [e for e in later if not e.warmup] or later
+    warm_ns = [ttft for e in measured if (ttft := e.ttft_ns) is not None]
+    if not warm_ns:
+        return missing("s", f"no later request in cell {first.cell!r} to compare the first one with")
+    return bare((cold_ns - median(warm_ns)) / 1e9, "s", 1, "there is one first request in a run")

@@ -1,0 +1,116 @@
+"""Over repeated runs: the mean of run-level values, and the gain of one test over another."""
+
+from collections.abc import Mapping, Sequence
+from math import expm1, isfinite, log, sqrt
+from typing import Literal
+
+import msgspec
+
+from kvgauge.stats.estimate import Estimate, bare, missing
+from kvgauge.stats.means import mean_and_spread, mean_estimate, t_quantile, t_tails
+
+Better = Literal["lower", "higher"]
+
+RUNS_MIN = 5  # fewer pairs give no verdict
+RUNS_MAX = 100  # nobody is told to run more than this: the effect is too small for the spread
+SHOWN_PCT = 5.0  # when the point is smaller than this, runs_needed aims for this gain instead
+POWER = 0.8  # how often the advised number of runs would show the effect
+
+
+def over_runs(values: Sequence[float | None], unit: str) -> Estimate:
+    """Mean over runs with a t interval, n = runs that have the value. Missing and non-finite values do not count."""
+    return mean_estimate([value for value in values if value is not None and isfinite(value)], unit, of="run")
+
+
+class Gain(msgspec.Struct, frozen=True, kw_only=True):
+    """What `after` gained over `before`, in percent; positive is better whichever way the metric points.
+
+    estimate     n = pairs; low and high at 95 %
+    log_mean     mean of log(after / before) over the pairs, None without a pair
+    log_spread   its standard deviation, None below two pairs
+    p_value      two-sided, of the paired t test that the log ratio is 0; None below two pairs
+    left_out     repetitions that one side lacks, or whose value has no logarithm
+    """
+
+    better: Better
+    estimate: Estimate
+    log_mean: float | None
+    log_spread: float | None
+    p_value: float | None
+    left_out: tuple[int, ...] = ()
+
+
+def percent(log_ratio: float, better: Better) -> float:
+    """A log ratio as a gain: 1 - after/before for latencies, after/before - 1 for throughput, in percent."""
+    change = expm1(log_ratio)
+    return 100 * (change if better == "higher" else -change)
+
+
+def point_gain(before: float, after: float, better: Better) -> float:
+    """The gain of one number over another, in percent. Both are positive."""
+    return percent(log(after / before), better)
+
+
+def gain(before: Mapping[int, float], after: Mapping[int, float], better: Better) -> Gain:
+    """Gain over repetitions that both sides have: paired, because a repetition of every test runs close together.
+
+    before, after  repetition -> run-level value
+
+    t interval of the mean log ratio, then converted: ratios of latencies are closer to normal than latencies are,
+    and the interval stays inside what a ratio can be.
+    """
+    repetitions = sorted(before.keys() | after.keys())
+    ratios = {k: _log_ratio(before.get(k), after.get(k)) for k in repetitions}
+    logs = [ratio for ratio in ratios.values() if ratio is not None]
+    left_out = tuple(k for k, ratio in ratios.items() if ratio is None)
+    n = len(logs)
+    if n == 0:
+        none = missing("%", "no repetition has a value above 0 on both sides")
+        return Gain(better=better, estimate=none, log_mean=None, log_spread=None, p_value=None, left_out=left_out)
+    if n == 1:
+        one = bare(percent(logs[0], better), "%", 1, "one pair of runs: an interval needs at least 2")
+        return Gain(better=better, estimate=one, log_mean=logs[0], log_spread=None, p_value=None, left_out=left_out)
+    mean, spread = mean_and_spread(logs)
+    error = spread / sqrt(n)
+    half = t_quantile(0.975, n - 1) * error
+    low, high = sorted((percent(mean - half, better), percent(mean + half, better)))
+    estimate = Estimate(point=percent(mean, better), low=low, high=high, n=n, unit="%")
+    p_value = t_tails(mean / error, n - 1) if error > 0 else float(mean == 0)
+    return Gain(better=better, estimate=estimate, log_mean=mean, log_spread=spread, p_value=p_value, left_out=left_out)
+
+
+def _log_ratio(before: float | None, after: float | None) -> float | None:
+    if before is None or after is None or not (isfinite(before) and isfinite(after)) or min(before, after) <= 0:
+        return None
+    return log(after) - log(before)
+
+
+def runs_needed(gained: Gain) -> int:
+    """How many runs a side would be enough, if the spread stays as it is, to show this gain 8 times in 10.
+
+    A gain below 5 % is not what anybody plans for: then the number that would show 5 %.
+    returns  RUNS_MIN..RUNS_MAX; RUNS_MIN too when there are fewer than two pairs, since no spread is known;
+             RUNS_MAX stands for "this many or more"
+
+    Smallest n with (t(0.975, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect.
+    """
+    if gained.log_mean is None or gained.log_spread is None:
+        return RUNS_MIN
+    least = abs(log(1 + SHOWN_PCT / 100 if gained.better == "higher" else 1 - SHOWN_PCT / 100))
+    effect = max(abs(gained.log_mean), least)
+    for n in range(RUNS_MIN, RUNS_MAX):
+        if (t_quantile(0.975, n - 1) + t_quantile(POWER, n - 1)) * gained.log_spread / sqrt(n) <= effect:
+            return n
+    return RUNS_MAX
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given: reject where one is at most the level.
+
+    S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979) 65-70.
+    """
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = running
+    return adjusted

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from kvgauge.failures import LoadError
+from kvgauge.load.prompts import Bodies, unique_tokens
+from kvgauge.plan.records import Cell
+
+
+def cell(**changes):
+    given = {"name": "c", "load": "closed", "concurrency": 2, "requests": 4, "output_tokens": 7, "warmup_requests": 0}
+    return Cell(**{**given, **changes})
+
+
+def test_a_prompt_has_exactly_the_length_asked_for_and_stays_in_range():
+    for count in (1, 2, 16, 17, 512):
+        ids = unique_tokens(1, "c", 3, count, low=100, high=400)
+        assert len(ids) == count
+        assert all(100 <= token <= 400 for token in ids)
+
+
+def test_the_same_seed_cell_and_number_give_the_same_prompt():
+    assert unique_tokens(1, "c", 3, 64) == unique_tokens(1, "c", 3, 64)
+
+
+def test_the_first_block_differs_between_requests_cells_and_seeds():
+    heads = {
+        tuple(unique_tokens(seed, name, seq, 512)[:16]) for seed in (1, 2) for name in ("a", "b") for seq in range(500)
+    }
+    assert len(heads) == 2_000
+
+
+def test_two_tokens_of_a_small_vocabulary_still_tell_requests_apart():
+    assert len({tuple(unique_tokens(1, "c", seq, 2, low=0, high=255)) for seq in range(20_000)}) == 20_000
+
+
+def test_ids_cover_their_range_evenly():
+    ids = [token for seq in range(200) for token in unique_tokens(1, "c", seq, 512, low=0, high=999)]
+    tenths = [sum(100 * k <= token < 100 * (k + 1) for token in ids) for k in range(10)]
+    assert max(tenths) / min(tenths) < 1.1
+
+
+def test_a_range_too_small_to_be_unique_is_refused():
+    with pytest.raises(LoadError, match="256 token ids"):
+        unique_tokens(1, "c", 0, 16, low=0, high=9)
+
+
+def test_a_completion_asks_for_greedy_tokens_to_the_last_and_their_count():
+    body = json.loads(Bodies(cell(prompt="Hello"), model="m", seed=1).body(0))
+    assert body == {
+        "model": "m",
+        "prompt": "Hello",
+        "max_tokens": 7,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_a_unique_prompt_goes_out_as_token_ids():
+    bodies = Bodies(cell(input_tokens=20), model="m", seed=1)
+    first, second = (json.loads(bodies.body(seq))["prompt"] for seq in (0, 1))
+    assert len(first) == len(second) == 20
+    assert first != second
+
+
+def test_without_streaming_no_stream_options_are_sent():
+    body = json.loads(Bodies(cell(prompt="Hello"), model="m", seed=1, stream=False).body(0))
+    assert "stream" not in body
+    assert "stream_options" not in body
+
+
+def test_chat_wraps_the_prompt_in_a_message():
+    body = json.loads(Bodies(cell(prompt="Hello"), model="m", seed=1, api="chat").body(0))
+    assert body["messages"] == [{"role": "user", "content": "Hello"}]
+
+
+def test_chat_refuses_token_ids_and_a_cell_without_a_prompt_is_refused():
+    with pytest.raises(LoadError, match="chat takes text"):
+        Bodies(cell(input_tokens=20), model="m", seed=1, api="chat")
+    with pytest.raises(LoadError, match="neither"):
+        Bodies(cell(), model="m", seed=1)
