@@ -106,11 +106,17 @@ def main() -> None:
     server_mb = sum(rss for name, rss in machine.rss_bytes.items() if name != "client") / 1e6
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}, busy {machine.busy:.0%}, steal {machine.steal:.1%}")
     print(f"stack without compute and KV, {args.streams} streams x {args.tokens} tokens, {len(good)} requests:")
-    print(f"  {tokens / seconds:10,.0f} output tok/s (Dynamo 1.6.1 frontend + mocker: {DYNAMO_TOK_S:,}), {len(failed)} failed")
-    print(f"  {events:10,} events for {tokens:,} tokens: one each" if events == tokens else f"  {events} events, {tokens} tokens")
+    print(f"  {tokens / seconds:10,.0f} output tok/s (Dynamo 1.6.1: {DYNAMO_TOK_S:,}), {len(failed)} failed")
+    print(
+        f"  {events:10,} events for {tokens:,} tokens: one each"
+        if events == tokens
+        else f"  {events} events, {tokens} tokens"
+    )
     for name, cpu_s in machine.processes_cpu_s.items():
         print(f"  {name:10} {1e6 * cpu_s / tokens:6.2f} us CPU a token, {machine.rss_bytes[name] / 1e6:5.0f} MB")
-    print(f"  stack      {1e6 * sum(servers.values()) / tokens:6.2f} us CPU a token, {server_mb:5.0f} MB (Dynamo: {DYNAMO_MB})")
+    print(
+        f"  stack      {1e6 * sum(servers.values()) / tokens:6.2f} us CPU a token, {server_mb:5.0f} MB (Dynamo: {DYNAMO_MB})"
+    )
 
     for backend in ("UCX", "LIBFABRIC"):
         cell = Cell(
@@ -122,8 +128,12 @@ def main() -> None:
         checked = sum(t.checked_ns for t in transfers) / 1e9
         moved = sum(t.transferred_ns - t.posted_ns for t in transfers) / 1e9
         print(f"KV over {backend}/tcp, 56 MiB a request, one at a time, {len(transfers)} transfers:")
-        print(f"  {mib / moved:8,.0f} MiB/s while moving; CPU {1e6 * sum(cpu.values()) / mib:,.0f} us a MiB (both sides poll)")
-        print(f"  stamps checked in {1e6 * checked / mib:.1f} us a MiB; memcpy here {1e6 * memcpy_s_per_mib():.0f} us a MiB")
+        print(
+            f"  {mib / moved:8,.0f} MiB/s while moving; CPU {1e6 * sum(cpu.values()) / mib:,.0f} us a MiB (both sides poll)"
+        )
+        print(
+            f"  stamps checked in {1e6 * checked / mib:.1f} us a MiB; memcpy here {1e6 * memcpy_s_per_mib():.0f} us a MiB"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import socket
+import struct
 import threading
 import time
 
@@ -82,16 +83,18 @@ class Server:
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock):
-        nth, pending = 0, b""
+        nth, pending = 0, bytearray()
         with contextlib.suppress(OSError), sock:
             while True:
-                while b"\r\n\r\n" not in pending or len(pending) < self._whole(pending):
-                    data = sock.recv(65_536)
+                whole = None
+                while whole is None or len(pending) < whole:
+                    data = sock.recv(1 << 20)
                     if not data:
                         return
                     pending += data
-                whole = self._whole(pending)
-                request, pending = pending[:whole], pending[whole:]
+                    whole = whole or self._whole(pending)
+                request = bytes(pending[:whole])
+                del pending[:whole]
                 with self._lock:
                     self.requests.append(request)
                     self.now_under_way += 1
@@ -107,9 +110,12 @@ class Server:
 
     @staticmethod
     def _whole(pending):
-        head, _, _ = pending.partition(b"\r\n\r\n")
-        length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-        return len(head) + 4 + (int(length[0].split(b":")[1]) if length else 0)
+        """Bytes of the request that begins here; None until its head is whole."""
+        end = pending.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        length = [line for line in pending[:end].split(b"\r\n") if line.lower().startswith(b"content-length:")]
+        return end + 4 + (int(length[0].split(b":")[1]) if length else 0)
 
 
 def send(data):
@@ -372,6 +378,95 @@ def test_a_server_that_is_down_fails_every_request_at_once():
     assert (load.offered, load.failed, load.late_ns_max) == (50, 50, None)
     assert {each.failure for each in exchanges} == {"connect"}
     assert "Connection refused" in exchanges[0].detail
+
+
+@contextlib.contextmanager
+def full_port():
+    """A port whose queue of new connections is full: it neither takes nor refuses one."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as held:
+        for _ in range(4):
+            sock = held.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener
+
+
+def test_a_connection_that_is_not_made_in_time_is_given_up():
+    with full_port() as listener:
+        began = time.monotonic()
+        _, [exchange] = offer(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_timeout_s=0.2)
+    assert time.monotonic() - began < 2
+    assert (exchange.failure, "no connection within 0.2 s" in exchange.detail) == ("connect", True)
+
+
+def test_a_connection_refused_after_a_while_says_so():
+    with full_port() as listener:
+        closing = threading.Timer(0.3, listener.close)
+        closing.start()
+        _, [exchange] = offer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        closing.join()
+    assert (exchange.failure, "refused" in exchange.detail) == ("connect", True)
+
+
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+def test_the_next_address_of_a_name_is_tried(monkeypatch, first):
+    with Server(send(WHOLE)) as server, full_port() as listener:
+        good = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        bad = ("127.0.0.1", closed_port()) if first == "refuses" else listener.getsockname()
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (bad, good)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        load, _ = offer("http://a-name:80", {"requests": 4, "concurrency": 2}, connect_timeout_s=0.2)
+    assert load.completed == 4
+
+
+def test_a_request_larger_than_the_sockets_buffers_goes_out_whole():
+    with Server(send(WHOLE)) as server:
+        load, [exchange] = offer(server.url, {"prompt": "x" * 12_000_000})
+        assert len(json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["prompt"]) == 12_000_000
+    assert load.completed == 1
+    assert exchange.sent_ns > exchange.due_ns
+
+
+def test_an_answer_to_half_a_request_is_taken_and_the_connection_given_up():
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse():
+        for _ in range(2):
+            sock, _ = listener.accept()
+            sock.recv(1_000)
+            sock.sendall(plain(413, b'{"error":{"message":"too large"}}'))
+            time.sleep(0.1)
+            sock.close()
+
+    thread = threading.Thread(target=refuse, daemon=True)
+    thread.start()
+    changes = {"prompt": "x" * 12_000_000, "requests": 2}
+    load, exchanges = offer(f"http://127.0.0.1:{listener.getsockname()[1]}", changes)
+    thread.join(5)
+    listener.close()
+    assert load.failed == 2
+    assert [(each.failure, each.status) for each in exchanges] == [("status", 413)] * 2
+    assert load.late_ns_max is None
+
+
+def test_a_reset_while_the_request_is_still_going_out_is_a_failure():
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def reset():
+        for _ in range(2):  # the second is the one try on a new connection
+            sock, _ = listener.accept()
+            sock.recv(1_000)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+    thread = threading.Thread(target=reset, daemon=True)
+    thread.start()
+    _, [exchange] = offer(f"http://127.0.0.1:{listener.getsockname()[1]}", {"prompt": "x" * 12_000_000})
+    thread.join(5)
+    listener.close()
+    assert (exchange.failure, exchange.status) == ("truncated", None)
+    assert "the connection broke" in exchange.detail
+    assert "sent again" in exchange.detail
 
 
 def test_a_server_that_dies_under_load_leaves_a_record_of_every_request():

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def test_an_unknown_machine_is_refused_by_name():
 def test_undefined_symbols_of_a_real_library_are_found():
     import _ctypes
 
-    found = elf.undefined_symbols(open(_ctypes.__file__, "rb").read())
+    found = elf.undefined_symbols(Path(_ctypes.__file__).read_bytes())
     assert "PyErr_SetString" in found
 
 
@@ -62,6 +63,6 @@ def test_random_bytes_are_refused_and_never_crash(data):
 def test_a_cut_off_library_is_refused(tmp_path):
     import _ctypes
 
-    image = open(_ctypes.__file__, "rb").read()
+    image = Path(_ctypes.__file__).read_bytes()
     with pytest.raises(elf.NotAnElfFile):
         elf.undefined_symbols(image[: len(image) // 2])

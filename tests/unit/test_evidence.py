@@ -43,7 +43,10 @@ def test_a_handshake_count_that_cannot_be_had_says_why(backend, release, word):
 
 def test_ucx_lanes_tell_emulated_remote_access_apart():
     line = "[1.0] [vm:2:0] ucp_worker.c:1997 UCX  INFO    d0 inter-node cfg#1 {} am(tcp/lo)  ka(tcp/lo)"
-    emulated, real = ucx.lanes(line.format("rma_am(tcp/lo)"))[0], ucx.lanes(line.format("rma(srd/rdmap0 srd/rdmap1)"))[0]
+    emulated, real = (
+        ucx.lanes(line.format("rma_am(tcp/lo)"))[0],
+        ucx.lanes(line.format("rma(srd/rdmap0 srd/rdmap1)"))[0],
+    )
     assert emulated.remote_access == ("tcp/lo",)
     assert real.remote_access == ("srd/rdmap0", "srd/rdmap1")
     assert values(ucx.facts(line.format("rma_am(tcp/lo)"), "x"), "lane") == ["tcp/lo by active messages"]
@@ -142,8 +145,6 @@ def an_exchange(**changes):
 
 def test_failed_requests_are_counted_by_kind_with_the_first_detail():
     troubles = proof.cell_troubles([an_exchange(), an_exchange(failure="timeout", detail="no byte for 9 s")])
-    assert troubles == [
-        "1 of 2 requests failed (1 timeout); the first: no byte for 9 s. The others flatter the result"
-    ]
+    assert troubles == ["1 of 2 requests failed (1 timeout); the first: no byte for 9 s. The others flatter the result"]
     assert proof.cell_troubles([an_exchange()]) == []
     assert proof.cell_troubles([]) == ["no request was measured"]

@@ -86,10 +86,6 @@ def test_without_full_check_a_bit_between_the_stamps_goes_unseen():
 
 def test_no_two_stamps_of_a_request_are_alike():
     words = np.concatenate(
-        [
-            stamps.expected(WHO, 160, 32, rank, piece).reshape(-1, 4)
-            for rank in range(16)
-            for piece in range(2)
-        ]
+        [stamps.expected(WHO, 160, 32, rank, piece).reshape(-1, 4) for rank in range(16) for piece in range(2)]
     )
     assert len(np.unique(words, axis=0)) == len(words)

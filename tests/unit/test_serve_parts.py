@@ -114,7 +114,10 @@ def test_a_bad_request_is_told_what_is_wrong(body, status, word):
 
 
 def test_chat_takes_parts_and_the_newer_name_of_max_tokens():
-    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi there"}]}], "max_completion_tokens": 7}
+    body = {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi there"}]}],
+        "max_completion_tokens": 7,
+    }
     got = asked(body, chat=True)
     assert (got.prompt_tokens, got.max_tokens) == (4, 7)
 

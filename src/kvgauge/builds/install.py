@@ -81,7 +81,9 @@ def _locked() -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / "lock").open("w")
     except OSError as error:
-        raise BuildError(f"cannot write to {folder}: {error.strerror}. Set XDG_CACHE_HOME to a writable folder") from error
+        raise BuildError(
+            f"cannot write to {folder}: {error.strerror}. Set XDG_CACHE_HOME to a writable folder"
+        ) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -18,7 +18,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--prefill-workers", type=int, default=1)
     parser.add_argument("--decode-workers", type=int, default=1)
     parser.add_argument("--kv-dtype", default="bf16")
-    parser.add_argument("--operation", choices=("READ", "WRITE"), default="READ", help="decode reads, or prefill writes")
+    parser.add_argument(
+        "--operation", choices=("READ", "WRITE"), default="READ", help="decode reads, or prefill writes"
+    )
     parser.add_argument("--progress-thread", action="store_true", help="NIXL's own thread; it takes a core for itself")
     parser.add_argument("--full-check", action="store_true", help="compare every byte of every block")
     parser.add_argument("--gpu", default="H100", help="whose compute times are modelled")

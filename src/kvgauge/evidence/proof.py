@@ -78,7 +78,8 @@ def _bytes(transfers: Sequence[Transfer]) -> list[str]:
     worst = wrong[0]
     return [
         f"bytes do not add up in {len(wrong)} of {len(done)} transfers: {worst.prompt_tokens} prompt tokens are "
-        f"{worst.bytes_expected} bytes of KV, the descriptors list {worst.bytes_listed}, NIXL counted {worst.bytes_moved}"
+        f"{worst.bytes_expected} bytes of KV, the descriptors list {worst.bytes_listed}, "
+        f"NIXL counted {worst.bytes_moved}"
     ]
 
 
@@ -88,7 +89,8 @@ def _integrity(transfers: Sequence[Transfer]) -> list[str]:
         return []
     pieces = sum(transfer.pieces_wrong for transfer in wrong)
     return [
-        f"wrong KV in {len(wrong)} of {len(transfers)} transfers, {pieces} pieces in all; the first: {wrong[0].failure}. "
+        f"wrong KV in {len(wrong)} of {len(transfers)} transfers, {pieces} pieces in all; "
+        f"the first: {wrong[0].failure}. "
         "NIXL reported DONE for them: do not use this build with this backend"
     ]
 

@@ -75,9 +75,7 @@ class Agent:
     ) -> tuple[Handle, State]:
         """Start one transfer between rows of prepared lists. raises TransferError"""
         try:
-            handle = self._agent.make_prepped_xfer(
-                operation, local[0], local[1], remote[0], remote[1], notification
-            )
+            handle = self._agent.make_prepped_xfer(operation, local[0], local[1], remote[0], remote[1], notification)
             return handle, self._agent.transfer(handle)
         except Exception as error:
             raise TransferError(f"{self.name} cannot post a {operation}: {_text(error)}") from error

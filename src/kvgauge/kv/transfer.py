@@ -140,9 +140,7 @@ class Mover:
             self._local[rank, piece] = self._agents[rank].prepare(own)
         return self._local[rank, piece]
 
-    def begin(
-        self, key: int, peer: int, operation: str, blocks: tuple[Int32, Int32], deadline_ns: int
-    ) -> Move:
+    def begin(self, key: int, peer: int, operation: str, blocks: tuple[Int32, Int32], deadline_ns: int) -> Move:
         """Queue one request's move; `progress` posts it pair by pair.
 
         blocks  (ours, theirs), same length, in prompt order
@@ -210,12 +208,16 @@ class Mover:
             elif state == "DONE":
                 self._finish(move, leg)
             else:
-                move.failure = move.failure or f"NIXL reports {state} for a {move.operation} over {leg.link.agent.backend}"
+                move.failure = (
+                    move.failure or f"NIXL reports {state} for a {move.operation} over {leg.link.agent.backend}"
+                )
                 self._release(move, leg)
         move.legs = still
         now = self._clock_ns()
         if now > move.deadline_ns and (still or move.links) and move.failure is None:
-            move.failure = f"{move.operation} past its deadline: {len(still)} of {move.descriptors} descriptors' pairs unfinished"
+            move.failure = (
+                f"{move.operation} past its deadline: {len(still)} of {move.descriptors} descriptors' pairs unfinished"
+            )
         if move.failure is not None:
             for leg in still:
                 self._release(move, leg)

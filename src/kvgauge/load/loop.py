@@ -206,22 +206,26 @@ class Loop:
             self._by_fd[connection.fd] = slot
             self._epoll.register(connection.fd, select.EPOLLOUT)
             return
-        self._no_connection(slot, f"{self._site.authority}: {seen.strerror or seen}")
+        self._no_connection(slot, seen.strerror or str(seen))
 
-    def _no_connection(self, slot: _Slot, detail: str) -> None:
+    def _not_connected(self, slot: _Slot, connection: Connection, seen: str) -> None:
+        """One address did not answer: on to the next, if there is one."""
+        self._drop(slot)
+        if connection.address_at + 1 < len(self._site.addresses):
+            self._connect(slot, connection.address_at + 1)
+        else:
+            self._no_connection(slot, seen)
+
+    def _no_connection(self, slot: _Slot, seen: str) -> None:
         self._address_at = 0
         if slot.request is not None:
-            self._over(slot, cut="connect", detail=detail)
+            self._over(slot, cut="connect", detail=f"{self._site.authority}: {seen}")
 
     def _connected(self, slot: _Slot, connection: Connection) -> None:
         try:
             connection.connected()
         except OSError as error:
-            self._drop(slot)
-            if connection.address_at + 1 < len(self._site.addresses):
-                self._connect(slot, connection.address_at + 1)
-            else:
-                self._no_connection(slot, f"{self._site.authority}: {error.strerror or error}")
+            self._not_connected(slot, connection, error.strerror or str(error))
             return
         self._address_at = connection.address_at
         self._epoll.modify(connection.fd, select.EPOLLIN)
@@ -253,7 +257,7 @@ class Loop:
         end = connection.read()
         if end is None or incoming is None:
             end = "reset"
-        if incoming is not None and incoming.problem is None:
+        if incoming is not None and end in ("closed", "reset"):
             incoming.problem = problem
         connection.unsent = connection.unsent or memoryview(b"")  # not reusable, whatever came
         self._ended(slot, connection, end)
@@ -318,9 +322,7 @@ class Loop:
                 continue
             if connection.connecting:
                 if now_ns - slot.connect_ns > limits.connect_ns:
-                    self._drop(slot)
-                    waited = f"{self._site.authority}: no connection within {limits.connect_ns / 1e9:g} s"
-                    self._no_connection(slot, waited)
+                    self._not_connected(slot, connection, f"no connection within {limits.connect_ns / 1e9:g} s")
             elif slot.request is not None and connection.incoming is not None:
                 incoming, waited_ns = connection.incoming, now_ns - slot.begun_ns
                 silent_ns = now_ns - incoming.last_ns

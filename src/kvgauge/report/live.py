@@ -1,4 +1,4 @@
-"""What happens while a plan runs: which test, which cell, time left. On a terminal a line that moves; else one a run."""
+"""What happens while a plan runs: test, cell, time left. On a terminal a line that moves; else a line for each run."""
 
 import time
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Live:
         self._where = f"{run.test.name}, repetition {run.repetition} of {self._plan.repetitions}: {place}"
         self._draw(force=True)
 
-    def on_exchange(self, exchange: Exchange) -> None:
+    def on_exchange(self, _exchange: Exchange) -> None:
         self._requests += 1
 
     def on_tick(self) -> None:

@@ -200,7 +200,7 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
 
 def _phases(test: TestResult, cell: str | None) -> str | None:
     """TTFT taken apart, in ms; None where the target does not tell."""
-    parts = {name: rows.summary_of(test, cell, f"phase_{name}_ms_mean") for name in PHASES}
+    parts = {name: rows.summary_of(test, cell, f"phase_{name}_ms_mean") for name in ("client", *PHASES)}
     share = rows.summary_of(test, cell, "phases_of_ttft_pct")
     if share.point is None or any(part.point is None for part in parts.values()):
         return None

@@ -43,6 +43,8 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 class Frontend:
     def __init__(self, spec: FrontendSpec) -> None:
         self._spec = spec
+        self._listener = socket.create_server((spec.host, spec.port), backlog=BACKLOG)  # first: it may fail
+        self._listener.setblocking(False)
         self._context = zmq.Context(io_threads=1)
         self._control = self._socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, b"frontend-0")
@@ -59,8 +61,6 @@ class Frontend:
         )
         self._open = False
         self._clients: dict[int, Connection] = {}
-        self._listener = socket.create_server((spec.host, spec.port), backlog=BACKLOG)
-        self._listener.setblocking(False)
         self._epoll = select.epoll()
         for fd in (self._listener.fileno(), self._inbox.fd, self._control.fd):
             self._epoll.register(fd, select.EPOLLIN)
@@ -127,7 +127,6 @@ class Frontend:
             self._send(client)
             if not client.busy and client.sock.fileno() >= 0:
                 self._next(client, time.monotonic_ns())
-        router.flushed(time.monotonic_ns())
         for transfer in router.moved:
             self._control.send(encode(Moved(transfer)))
         router.moved.clear()
@@ -208,15 +207,18 @@ class Frontend:
             if not self._open:
                 raise ApiError(503, "the workers are still starting")
             chat = request.path == PATHS[1]
-            asked = openai.read_request(
-                request.body, chat=chat, model=self._spec.model, limit=self._spec.max_tokens
-            )
+            asked = openai.read_request(request.body, chat=chat, model=self._spec.model, limit=self._spec.max_tokens)
             self._router.submit(client, asked, now_ns)
             return None
         if request.path in ("/health", "/live"):
             return response(200 if self._open else 503, b"")
         if request.path == "/v1/models":
-            model = {"id": self._spec.model, "object": "model", "owned_by": "kvgauge", "max_model_len": self._spec.max_tokens}
+            model = {
+                "id": self._spec.model,
+                "object": "model",
+                "owned_by": "kvgauge",
+                "max_model_len": self._spec.max_tokens,
+            }
             return response(200, msgspec.json.encode({"object": "list", "data": [model] if self._open else []}))
         if request.path == "/metrics":
             self._router.metrics.gauges["vllm:num_requests_running"] = float(self._router.in_flight)

@@ -2,6 +2,7 @@
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
@@ -43,7 +44,20 @@ class BadRequest(Exception):
 class Connection:
     """Socket, parser and unsent bytes of one client. Requests are answered one after another, in order."""
 
-    __slots__ = ("_body", "_body_bytes", "_header_bytes", "_parser", "_path", "_requests", "busy", "closing", "out", "sock", "unsent")
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_header_bytes",
+        "_parser",
+        "_path",
+        "_requests",
+        "busy",
+        "closing",
+        "on_write",
+        "out",
+        "sock",
+        "unsent",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -54,6 +68,7 @@ class Connection:
         self._body_bytes = self._header_bytes = 0
         self.busy = False  # an answer is under way
         self.closing = False  # close once everything is sent
+        self.on_write: Callable[[], None] | None = None  # called once, right before the next bytes are sent
         self.out: list[bytes] = []
         self.unsent = b""
 
@@ -110,6 +125,9 @@ class Connection:
         self.out.clear()
         self.unsent = b""
         if data:
+            if self.on_write is not None:
+                self.on_write()
+                self.on_write = None
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:

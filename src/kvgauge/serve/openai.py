@@ -166,7 +166,9 @@ class Writer:
         """What comes before the first token: chat names the role."""
         if not self._asked.chat:
             return b""
-        choice = b',"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}'
+        choice = (
+            b',"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}'
+        )
         return chunk(b"data: " + self._head + choice + b"\n\n")
 
     def token(self, token: int) -> bytes:

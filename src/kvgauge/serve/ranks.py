@@ -87,9 +87,7 @@ class Ranks:
                 "agents", lambda name=name: Agent(api, name, backend, progress_thread=spec.progress_thread)
             )
             pool = self._timed("pool", lambda: make_pool(self.shape))
-            self._timed(
-                "register", lambda agent=agent, pool=pool: agent.register(pool.address, self.shape.size_bytes)
-            )
+            self._timed("register", lambda agent=agent, pool=pool: agent.register(pool.address, self.shape.size_bytes))
             self.agents.append(agent)
             self.pools.append(pool)
 
@@ -132,8 +130,6 @@ class Ranks:
         return stamps.Checked(pieces=pieces, wrong=sum(faults.values()), faults=faults, digest=found)
 
     def _check_share(self, share: Share, identity: stamps.Identity, blocks: Int32) -> dict[stamps.Fault, int]:
-        wanted = stamps.expected(
-            identity, self.shape.regions, len(blocks), share.prefill_rank, share.prefill_piece
-        )
+        wanted = stamps.expected(identity, self.shape.regions, len(blocks), share.prefill_rank, share.prefill_piece)
         pool = self.pools[share.decode_rank].words
         return stamps.check(pool, blocks, share.decode_piece, wanted, full=self.spec.full_check)

@@ -56,6 +56,10 @@ class Request:
     written_ns: int | None = None
     sent: int = 0
 
+    def on_written(self) -> None:
+        """Its first token is about to leave."""
+        self.written_ns = time.monotonic_ns()
+
 
 class Router:
     """Knows every request that is in the stack.
@@ -73,7 +77,6 @@ class Router:
         self._prefill_count, self._decode_count = workers
         self._to_prefill, self._to_decode = send
         self._requests: dict[int, Request] = {}
-        self._first: list[Request] = []
         self._host = socket.gethostname()
         self._turn = 0
 
@@ -117,12 +120,6 @@ class Router:
             self._to_decode(request.decode, encode(Abort(request.key)))
             if request.prefilled is None:
                 self._to_prefill(request.prefill, encode(Release(request.key)))
-
-    def flushed(self, now_ns: int) -> None:
-        """What was written since the last call is on its way: first tokens get their time."""
-        for request in self._first:
-            request.written_ns = now_ns
-        self._first.clear()
 
     def on_message(self, message: Any, sender: int) -> None:
         """One message of a worker; `sender` is the prefill worker's index where it matters."""
@@ -225,7 +222,7 @@ class Router:
 
     def _first_token(self, request: Request, step_ns: int) -> None:
         request.first_ns = step_ns
-        self._first.append(request)
+        request.client.on_write = request.on_written
         self.metrics.ttft.observe((time.monotonic_ns() - request.received_ns) / 1e9)
         if request.asked.stream:
             request.client.out += [STREAM_HEAD, request.writer.first()]

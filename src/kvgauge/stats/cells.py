@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kvgauge.samples.records import Exchange, Phases, Transfer
+from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 from kvgauge.stats.means import mean_estimate
 from kvgauge.stats.quantiles import quantile_estimate
@@ -193,37 +193,44 @@ def _seqs_with_moves(good: Sequence[Exchange], moves: Sequence[Transfer]) -> set
 
 
 def phase_means(good: Sequence[Exchange]) -> dict[str, Estimate]:
-    """Mean of each phase in ms, and how much of the client's mean TTFT all of them explain, in percent."""
-    known = [exchange.phases for exchange in good if exchange.phases is not None]
+    """Mean of each phase in ms, and how much of the client's mean TTFT all of them explain, in percent.
+
+    The first phase is the client's own lateness (due to sent): TTFT counts it, so its parts must.
+    """
+    known = [exchange for exchange in good if exchange.phases is not None]
     why = "no successful request" if not good else "the target reports no phases"
-    found: dict[str, Estimate] = {}
+    found = {"phase_client_ms_mean": _mean_ms([_client_ms(exchange) for exchange in good], why)}
     for name, (first, last) in PHASES.items():
-        times = [time for phases in known if (time := _phase_ms(phases, first, last)) is not None]
-        if times:
-            found[f"phase_{name}_ms_mean"] = mean_estimate(times, "ms", of="request")
-        else:
-            reason = f"the target does not report this phase ({first} to {last})" if known else why
-            found[f"phase_{name}_ms_mean"] = missing("ms", reason)
+        times = [_phase_ms(exchange, first, last) for exchange in known]
+        reason = f"the target does not report this phase ({first} to {last})" if known else why
+        found[f"phase_{name}_ms_mean"] = _mean_ms(times, reason)
     found["phases_of_ttft_pct"] = _phases_of_ttft(good, why if not known else "no request has all its phases")
     return found
 
 
-def _phase_ms(phases: Phases, first: str, last: str) -> float | None:
-    start, end = getattr(phases, first), getattr(phases, last)
+def _mean_ms(times: Sequence[float | None], why_none: str) -> Estimate:
+    known = [time for time in times if time is not None]
+    return mean_estimate(known, "ms", of="request") if known else missing("ms", why_none)
+
+
+def _client_ms(exchange: Exchange) -> float:
+    return (exchange.sent_ns - exchange.due_ns) / NS_PER_MS
+
+
+def _phase_ms(exchange: Exchange, first: str, last: str) -> float | None:
+    start, end = getattr(exchange.phases, first, None), getattr(exchange.phases, last, None)
     return None if start is None or end is None else (end - start) / NS_PER_MS
 
 
 def _phases_of_ttft(good: Sequence[Exchange], why_none: str) -> Estimate:
-    """The phases follow one another without a gap, so their sum is written - received; None of them may be missing."""
+    """The phases follow one another without a gap; what they leave out is the way to the server and back."""
     sums, ttfts = [], []
     for exchange in good:
-        phases, ttft_ns = exchange.phases, exchange.ttft_ns
-        if phases is None or ttft_ns is None:
-            continue
-        times = [_phase_ms(phases, first, last) for first, last in PHASES.values()]
+        ttft_ns = exchange.ttft_ns
+        times = [_phase_ms(exchange, first, last) for first, last in PHASES.values()]
         whole = [time for time in times if time is not None]
-        if len(whole) == len(times):
-            sums.append(sum(whole))
+        if ttft_ns is not None and len(whole) == len(times):
+            sums.append(_client_ms(exchange) + sum(whole))
             ttfts.append(ttft_ns / NS_PER_MS)
     if not sums or sum(ttfts) <= 0:
         return missing("%", why_none)

@@ -42,6 +42,7 @@ from kvgauge.target.processes import Process, check_alive, end
 
 START_TIMEOUT_S = 90.0
 REPORT_TIMEOUT_S = 10.0
+LAST_WORDS_MS = 300  # a process that ends on its own says why first
 POOL_SHARE = 0.6  # of the memory that is available, for all pools together
 LEAST_BLOCKS = 64
 DEFAULT_CONCURRENCY = 20
@@ -260,9 +261,7 @@ class EmbeddedTarget:
         model = MODELS[test.model]
         block_bytes = kv_bytes_per_token(model, test.kv_dtype) * BLOCK_TOKENS
         spread = {"prefill": (test.prefill_tp, test.prefill_workers), "decode": (test.decode_tp, test.decode_workers)}
-        needed = sum(
-            wanted[role] * workers * block_bytes * copies(model, tp) for role, (tp, workers) in spread.items()
-        )
+        needed = sum(wanted[role] * workers * block_bytes * copies(model, tp) for role, (tp, workers) in spread.items())
         budget = int(machine.read_available_memory() * POOL_SHARE)
         if needed <= budget:
             return wanted
@@ -285,10 +284,14 @@ class EmbeddedTarget:
         while url is None or sum(map(len, ready.values())) < workers:
             if time.monotonic() > until:
                 missing = workers - sum(map(len, ready.values()))
-                raise TargetError(f"{missing} workers were not ready after {START_TIMEOUT_S:.0f} s; see {self._log_folder}")
+                raise TargetError(
+                    f"{missing} workers were not ready after {START_TIMEOUT_S:.0f} s; see {self._log_folder}"
+                )
             if not self._control.poll(50):
-                check_alive(self._processes)
-                continue
+                ended = any(process.ended() for process in self._processes)
+                if not (ended and self._control.poll(LAST_WORDS_MS)):
+                    check_alive(self._processes)
+                    continue
             identity, message = self._take(self._control.recv_multipart())
             if isinstance(message, Ready):
                 ready[identity.decode().split("-")[0]].append(message.info)
@@ -368,4 +371,4 @@ def _note(text: str) -> Fact:
 def _short_folder() -> str:
     """A folder whose socket paths fit into the 107 bytes a unix socket may have."""
     chosen = tempfile.gettempdir()
-    return chosen if len(chosen) + len(secrets.token_hex(8)) + 40 < 107 else "/tmp"
+    return chosen if len(chosen) + len(secrets.token_hex(8)) + 40 < 107 else "/tmp"  # noqa: S108 - mkdtemp makes a folder only we can enter

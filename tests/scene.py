@@ -1,0 +1,23 @@
+"""Records that several tests start from; each names only what it changes."""
+
+from kvgauge.plan.records import Cell, Run, Test
+
+
+def make_test(**changes):
+    base = {
+        "name": "t", "backend": "UCX", "fabric": "tcp", "build": "1.5.0", "patches": "none", "stand_in": None,
+        "model": "Qwen3-0.6B", "prefill_tp": 1, "decode_tp": 1,
+    }  # fmt: skip
+    return Test(**(base | changes))
+
+
+def make_cell(**changes):
+    base = {
+        "name": "c", "load": "closed", "concurrency": 2, "requests": 4, "output_tokens": 8, "warmup_requests": 1,
+        "input_tokens": 64,
+    }  # fmt: skip
+    return Cell(**(base | changes))
+
+
+def make_run(test, *cells):
+    return Run(run_id="r1", test=test, repetition=1, order=0, seed=3, cells=cells or (make_cell(),))

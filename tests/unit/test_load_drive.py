@@ -1,0 +1,98 @@
+import pytest
+
+from kvgauge.failures import LoadError
+from kvgauge.load.drive import Driver, _CellWork
+from kvgauge.load.loop import Ended
+from kvgauge.load.prompts import Bodies
+from kvgauge.load.site import site_of
+from kvgauge.plan.records import Cell
+
+CELL = Cell(name="c", load="closed", concurrency=4, requests=10, output_tokens=2, warmup_requests=0, prompt="Hello")
+URL = "http://127.0.0.1:1"
+
+
+def work_of(template, ticks=None):
+    exchanges = []
+    tick = None if ticks is None else lambda: ticks.append(1)
+    work = _CellWork(
+        site_of(URL),
+        "/v1/completions",
+        Bodies(CELL, model="m", seed=1),
+        template,
+        on_exchange=exchanges.append,
+        tick=tick,
+        stop=lambda: False,
+        slots=4,
+    )
+    work.begin(requests=10, warmup=False)
+    return work, exchanges
+
+
+@pytest.fixture
+def template():
+    with Driver(URL, "m", host="h") as driver:
+        yield driver._asked(CELL, "r")
+
+
+def ended(seq, ended_ns=0):
+    return Ended(
+        slot=0,
+        seq=seq,
+        due_ns=0,
+        begun_ns=5,
+        sent_ns=None,
+        ended_ns=ended_ns,
+        incoming=None,
+        cut="connect",
+        detail="refused",
+    )
+
+
+def test_answers_are_read_one_at_a_time_when_no_socket_is_ready(template):
+    work, exchanges = work_of(template)
+    for seq in range(3):
+        work.over(ended(seq))
+    assert work.idle(1, ready=False)
+    assert len(exchanges) == 1
+    assert work.idle(2, ready=False)
+    assert [each.seq for each in exchanges] == [0, 1]
+
+
+def test_answers_wait_while_sockets_are_ready_but_not_much_longer_than_a_second(template):
+    work, exchanges = work_of(template)
+    for seq in range(3):
+        work.over(ended(seq))
+    work.idle(800_000_000, ready=True)
+    assert exchanges == []
+    work.over(ended(3, ended_ns=900_000_000))
+    work.over(ended(4, ended_ns=900_000_000))
+    work.idle(950_000_000, ready=True)
+    assert [each.seq for each in exchanges] == [0, 1], "as many as have ended since, so that none pile up"
+
+
+def test_ticks_come_ten_times_a_second_when_idle_and_once_a_second_when_not(template):
+    ticks = []
+    work, _ = work_of(template, ticks)
+    for now_ns in range(10**12, 10**12 + 10**9, 10_000_000):
+        work.idle(now_ns, ready=False)
+    assert len(ticks) == 10
+    ticks.clear()
+    for now_ns in range(10**12 + 10**9, 10**12 + 4 * 10**9, 10_000_000):
+        work.idle(now_ns, ready=True)
+    assert 2 <= len(ticks) <= 4
+
+
+def test_requests_are_built_ahead_when_idle_and_on_demand_otherwise(template):
+    work, _ = work_of(template)
+    assert len(work._built) == 4
+    while work.idle(0, ready=False):
+        pass
+    assert len(work._built) == 8
+    assert [work.next_request()[0] for _ in range(10)] == list(range(10))
+
+
+def test_timeouts_must_be_positive_and_https_has_to_wait():
+    with pytest.raises(LoadError, match="above 0"):
+        Driver(URL, "m", host="h", request_timeout_s=0)
+    with pytest.raises(LoadError, match="TLS comes with the next version"):
+        Driver("https://127.0.0.1:1", "m", host="h")

@@ -1,0 +1,137 @@
+"""The tree keeps its shape: imports point one way, workers stay small, the core stays pure, help stays quick."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "kvgauge"
+
+# Lower first. A module may import from its own rank and from those above it in this list, never from below.
+ORDER = (
+    ("failures",),
+    ("models",),
+    ("samples.records",),
+    ("builds", "backends"),
+    ("plan",),
+    ("kv",),
+    ("serve",),
+    ("evidence",),
+    ("target",),
+    ("samples",),
+    ("load",),
+    ("stats",),
+    ("compare",),
+    ("report",),
+    ("conduct",),
+    ("cli", "__main__"),
+)
+PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
+        "evidence.ucx", "evidence.proof", "load.sse", "load.answers", "load.arrivals", "load.prompts",
+        "serve.openai", "serve.compute", "serve.blocks", "serve.vocabulary")  # fmt: skip
+IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
+WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        if name not in ("__init__", ""):
+            yield name, ast.parse(path.read_text())
+
+
+def imported(tree, *, top_level_only=False):
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rank(name):
+    found = [
+        (len(prefix), index)
+        for index, prefixes in enumerate(ORDER)
+        for prefix in prefixes
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    return max(found)[1] if found else None
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert [name for name, _ in modules() if rank(name) is None] == []
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for name, tree in modules():
+        for target in imported(tree):
+            if not target.startswith("kvgauge."):
+                continue
+            below = rank(target.removeprefix("kvgauge."))
+            if below is not None and below > rank(name):
+                wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_core_opens_no_socket_reads_no_clock_and_prints_nothing(name):
+    found = [(module, tree) for module, tree in modules() if module == name or module.startswith(f"{name}.")]
+    assert found, f"{name} is gone: take it off the list"
+    for module, tree in found:
+        bad = {target.split(".")[0] for target in imported(tree)} & IMPURE_MODULES
+        assert not bad, f"{module} imports {bad}"
+        calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert "print" not in calls, f"{module} prints"
+
+
+def test_a_worker_imports_the_standard_library_numpy_msgspec_pyzmq_and_nothing_else():
+    code = (
+        "import sys, kvgauge.serve.worker, kvgauge.serve.prefill, kvgauge.serve.decode, kvgauge.kv.transfer;"
+        "print(*sorted({name.split('.')[0] for name in sys.modules if getattr(sys.modules[name], '__file__', None)}))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    packages = {
+        name for name in done.stdout.split() if name not in sys.stdlib_module_names and not name.startswith("_")
+    }
+    assert (
+        packages - WORKER_MAY_IMPORT - {"sitecustomize", "typing_extensions"} == set()
+    )  # msgspec takes the latter where it is
+
+
+def test_every_module_of_kv_imports_only_what_a_worker_may():
+    for name, tree in modules():
+        if name.startswith("kv.") or name in ("serve.worker", "serve.prefill", "serve.decode", "serve.ranks"):
+            roots = {target.split(".")[0] for target in imported(tree)}
+            assert roots - WORKER_MAY_IMPORT - set(sys.stdlib_module_names) == set(), name
+
+
+def test_nothing_is_pickled():
+    for name, tree in modules():
+        assert not {t.split(".")[0] for t in imported(tree)} & {"pickle", "marshal", "shelve", "dill"}, name
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_imports_nothing_heavy(argument):
+    code = (
+        "import sys\nfrom kvgauge.cli.main import main\n"
+        f"try:\n    main([{argument!r}])\nexcept SystemExit:\n    pass\n"
+        "print(*sorted(set(sys.modules) & {'numpy', 'scipy', 'pyarrow', 'rich', 'zmq', 'yaml', 'msgspec'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_files_stay_short():
+    long = {name: len(ast.unparse(tree).splitlines()) for name, tree in modules()}
+    assert {name: lines for name, lines in long.items() if lines > 400} == {}
+
+
+def test_no_room_has_a_name_that_says_nothing():
+    assert [
+        n for n, _ in modules() if {"utils", "util", "common", "base", "helpers", "manager", "misc"} & set(n.split("."))
+    ] == []
