@@ -61,11 +61,12 @@ def measure(cell: Cell, options: Options, backend: str):
 
             load = driver.run_cell(cell, run_id="o", seed=1, on_exchange=on_exchange, tick=tick)
         after = read_snapshot(pids)
+        time.sleep(0.1)  # the last move's record comes right after its answer
         transfers.extend(target.phases())
     finally:
         target.stop()
     seconds = (load.ended_ns - load.started_ns) / 1e9
-    return [e for e in exchanges if not e.warmup], seconds, use(begin, after), transfers
+    return exchanges, seconds, use(begin, after), transfers
 
 
 def memcpy_s_per_mib() -> float:
@@ -98,42 +99,41 @@ def main() -> None:
         warmup_requests=args.streams,
         input_tokens=16,
     )
-    good, seconds, machine, _ = measure(cell, Options(compute=0, kv=False), "UCX")
-    failed = [e for e in good if e.failure]
-    tokens = sum(e.tokens_out for e in good)
-    events = sum(len(e.arrivals_ns) for e in good)
-    servers = {name: cpu for name, cpu in machine.processes_cpu_s.items() if name != "client"}
-    server_mb = sum(rss for name, rss in machine.rss_bytes.items() if name != "client") / 1e6
-    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, busy {machine.busy:.0%}, steal {machine.steal:.1%}")
-    print(f"stack without compute and KV, {args.streams} streams x {args.tokens} tokens, {len(good)} requests:")
-    print(f"  {tokens / seconds:10,.0f} output tok/s (Dynamo 1.6.1: {DYNAMO_TOK_S:,}), {len(failed)} failed")
-    print(
-        f"  {events:10,} events for {tokens:,} tokens: one each"
-        if events == tokens
-        else f"  {events} events, {tokens} tokens"
-    )
-    for name, cpu_s in machine.processes_cpu_s.items():
-        print(f"  {name:10} {1e6 * cpu_s / tokens:6.2f} us CPU a token, {machine.rss_bytes[name] / 1e6:5.0f} MB")
-    print(
-        f"  stack      {1e6 * sum(servers.values()) / tokens:6.2f} us CPU a token, {server_mb:5.0f} MB (Dynamo: {DYNAMO_MB})"
-    )
-
+    show_stack(args, *measure(cell, Options(compute=0, kv=False), "UCX")[:3])
     for backend in ("UCX", "LIBFABRIC"):
         cell = Cell(
             name="kv", load="single", concurrency=1, requests=30, output_tokens=1, warmup_requests=3, input_tokens=512
         )
-        good, seconds, machine, transfers = measure(cell, Options(compute=0), backend)
-        mib = sum(t.bytes_listed for t in transfers) / 2**20
-        cpu = {name: s for name, s in machine.processes_cpu_s.items() if name != "client"}
-        checked = sum(t.checked_ns for t in transfers) / 1e9
-        moved = sum(t.transferred_ns - t.posted_ns for t in transfers) / 1e9
-        print(f"KV over {backend}/tcp, 56 MiB a request, one at a time, {len(transfers)} transfers:")
-        print(
-            f"  {mib / moved:8,.0f} MiB/s while moving; CPU {1e6 * sum(cpu.values()) / mib:,.0f} us a MiB (both sides poll)"
-        )
-        print(
-            f"  stamps checked in {1e6 * checked / mib:.1f} us a MiB; memcpy here {1e6 * memcpy_s_per_mib():.0f} us a MiB"
-        )
+        show_kv(backend, *measure(cell, Options(compute=0), backend)[2:])
+
+
+def show_stack(args, exchanges, seconds, machine) -> None:
+    measured = [e for e in exchanges if not e.warmup]
+    failed = [e for e in exchanges if e.failure]
+    tokens = sum(e.tokens_out for e in measured)
+    every = sum(e.tokens_out for e in exchanges)  # processor time was spent on the warm-up's tokens too
+    servers = {name: cpu for name, cpu in machine.processes_cpu_s.items() if name != "client"}
+    server_mb = sum(rss for name, rss in machine.rss_bytes.items() if name != "client") / 1e6
+    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, busy {machine.busy:.0%}, steal {machine.steal:.1%}")
+    print(f"stack without compute and KV, {args.streams} streams x {args.tokens} tokens, {len(measured)} requests:")
+    print(f"  {tokens / seconds:10,.0f} output tok/s (Dynamo 1.6.1: {DYNAMO_TOK_S:,}), {len(failed)} failed")
+    print(f"  {sum(len(e.arrivals_ns) for e in measured):10,} events for {tokens:,} tokens")
+    for name, cpu_s in machine.processes_cpu_s.items():
+        print(f"  {name:10} {1e6 * cpu_s / every:6.2f} us CPU a token, {machine.rss_bytes[name] / 1e6:5.0f} MB")
+    server_us = 1e6 * sum(servers.values()) / every
+    print(f"  stack      {server_us:6.2f} us CPU a token, {server_mb:5.0f} MB (Dynamo 1.6.1: {DYNAMO_MB})")
+
+
+def show_kv(backend, machine, transfers) -> None:
+    mib = sum(t.bytes_listed for t in transfers) / 2**20
+    cpu = {name: s for name, s in machine.processes_cpu_s.items() if name != "client"}
+    checked = sum(t.checked_ns for t in transfers) / 1e9
+    moved = sum(t.transferred_ns - t.posted_ns for t in transfers) / 1e9
+    print(f"KV over {backend}/tcp, 56 MiB a request, one at a time, {len(transfers)} transfers:")
+    cpu_us = 1e6 * sum(cpu.values()) / mib
+    print(f"  {mib / moved:8,.0f} MiB/s while moving; CPU {cpu_us:,.0f} us a MiB (both sides poll)")
+    copy_us = 1e6 * memcpy_s_per_mib()
+    print(f"  stamps checked in {1e6 * checked / mib:.1f} us a MiB; memcpy here {copy_us:.0f} us a MiB")
 
 
 if __name__ == "__main__":

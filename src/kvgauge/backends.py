@@ -16,10 +16,13 @@ LOGGED = {"NIXL_LOG_LEVEL": "INFO", "UCX_LOG_LEVEL": "info", "UCX_LOG_FILE": "st
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def worker_environment(backend: str | None, fabric: str, interface: str | None) -> dict[str, str]:
+def worker_environment(
+    backend: str | None, fabric: str, interface: str | None, release: tuple[int, ...] = (1, 5)
+) -> dict[str, str]:
     """Variables of one embedded worker, besides INHERITED.
 
     interface   what libfabric's tcp provider binds; it refuses loopback. UCX is kept on loopback.
+    release     of the build: before 1.0, NIXL looks for libfabric's older sockets provider by name
     raises      TargetError for a fabric the embedded target cannot use
     """
     if fabric != "tcp":
@@ -31,7 +34,7 @@ def worker_environment(backend: str | None, fabric: str, interface: str | None) 
     if backend == "UCX":
         own = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
     elif backend == "LIBFABRIC":
-        own = {"FI_PROVIDER": "tcp"}
+        own = {"FI_PROVIDER": "tcp" if release >= (1, 0) else "tcp,sockets"}
         if interface is not None:
             own["FI_TCP_IFACE"] = interface
     return {**LOGGED, **QUIET, **own}

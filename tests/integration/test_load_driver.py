@@ -168,7 +168,7 @@ def test_arrivals_are_stamped_when_they_arrive_and_not_when_they_are_read():
     exchange = only(slowly)
     gaps = [after - before for before, after in zip(exchange.arrivals_ns, exchange.arrivals_ns[1:], strict=False)]
     assert len(gaps) == 2
-    assert all(45e6 < gap < 150e6 for gap in gaps)
+    assert all(45e6 < gap < 1e9 for gap in gaps)
 
 
 def test_an_answer_may_be_cut_anywhere_by_the_network():
@@ -204,8 +204,8 @@ def test_closed_loop_keeps_its_slots_busy_and_its_connections_open():
     assert load.ended_ns == max(each.arrivals_ns[-1] for each in measured)
     assert 0 <= load.late_ns_mean <= load.late_ns_max
     assert load.stagger_ns > 0
-    starts = sorted(each.due_ns for each in measured)[:4]
-    assert starts[-1] - starts[0] == pytest.approx(load.stagger_ns * 3 / 4, abs=8e6)
+    starts = [min(each.due_ns for each in measured if each.slot == slot) for slot in range(4)]
+    assert [start - starts[0] for start in starts] == [load.stagger_ns * slot // 4 for slot in range(4)]
     for slot in range(4):
         mine = sorted((each for each in measured if each.slot == slot), key=lambda each: each.seq)
         for before, after in itertools.pairwise(mine):

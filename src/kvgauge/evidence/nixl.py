@@ -39,7 +39,18 @@ def facts(log: str, process: str) -> list[Fact]:
             found.append(Fact(name="ucx_version", value=match[1], shown_by=shown))
         elif match := _FAILED_PLUGIN.search(line):
             found.append(Fact(name="plugin_failed", value=f"{match[1]}: {match[2]}", shown_by=shown))
+    if not any(fact.name == "provider" for fact in found):
+        found += _provider_before_1_0(log, process)
     return unique(found)
+
+
+def _provider_before_1_0(log: str, process: str) -> list[Fact]:
+    """Builds before 1.0 name no provider, but say when they fell back to TCP."""
+    return [
+        Fact(name="provider", value="tcp", shown_by=f"{process}: {line.strip()[:240]}")
+        for line in log.splitlines()
+        if _DEVICES.search(line) and "(TCP fallback)" in line
+    ]
 
 
 def unique(found: list[Fact]) -> list[Fact]:

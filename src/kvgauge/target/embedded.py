@@ -240,7 +240,8 @@ class EmbeddedTarget:
             self.notes.append(f"libfabric's tcp provider listens on {chosen[1]} ({interface}): it cannot use 127.0.0.1")
         inherited = {name: os.environ[name] for name in backends.INHERITED if name in os.environ}
         package = str(Path(__file__).parents[2])
-        own = backends.worker_environment(test.backend if self._options.kv else None, test.fabric, interface)
+        backend, release = (test.backend, self._builds[test.build].release) if self._options.kv else (None, (0,))
+        own = backends.worker_environment(backend, test.fabric, interface, release)
         return {**inherited, "PYTHONPATH": package, **own}
 
     def _pool_blocks(self, test: Test, cells: tuple[Cell, ...]) -> dict[str, int]:
