@@ -16,12 +16,17 @@ LOGGED = {"NIXL_LOG_LEVEL": "INFO", "UCX_LOG_LEVEL": "info", "UCX_LOG_FILE": "st
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+def needs_interface(backend: str, release: tuple[int, ...]) -> bool:
+    """libfabric's tcp provider refuses loopback, and the UCX of NIXL before 1.0.1 finds no route on it."""
+    return backend == "LIBFABRIC" or release < (1, 0, 1)
+
+
 def worker_environment(
     backend: str | None, fabric: str, interface: str | None, release: tuple[int, ...] = (1, 5)
 ) -> dict[str, str]:
     """Variables of one embedded worker, besides INHERITED.
 
-    interface   what libfabric's tcp provider binds; it refuses loopback. UCX is kept on loopback.
+    interface   what the transport binds where it cannot stay on loopback (`needs_interface`)
     release     of the build: before 1.0, NIXL looks for libfabric's older sockets provider by name
     raises      TargetError for a fabric the embedded target cannot use
     """
@@ -32,7 +37,7 @@ def worker_environment(
         )
     own: dict[str, str] = {}
     if backend == "UCX":
-        own = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
+        own = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": interface or "lo"}
     elif backend == "LIBFABRIC":
         own = {"FI_PROVIDER": "tcp" if release >= (1, 0) else "tcp,sockets"}
         if interface is not None:

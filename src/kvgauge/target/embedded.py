@@ -227,22 +227,26 @@ class EmbeddedTarget:
         )
 
     def _environment(self, test: Test) -> dict[str, str]:
-        interface = None
-        if test.backend == "LIBFABRIC" and self._options.kv:
-            chosen = first_outward()
-            if chosen is None:
-                raise TargetError(
-                    "libfabric's tcp provider refuses loopback, and this machine has no other interface with an IPv4 "
-                    "address. Give it one, for example: ip link add v0 type veth peer name v1; "
-                    "ip addr add 10.99.0.1/24 dev v0; ip link set v0 up; ip link set v1 up"
-                )
-            interface = chosen[0]
-            self.notes.append(f"libfabric's tcp provider listens on {chosen[1]} ({interface}): it cannot use 127.0.0.1")
         inherited = {name: os.environ[name] for name in backends.INHERITED if name in os.environ}
         package = str(Path(__file__).parents[2])
-        backend, release = (test.backend, self._builds[test.build].release) if self._options.kv else (None, (0,))
-        own = backends.worker_environment(backend, test.fabric, interface, release)
+        own: dict[str, str] = {**backends.QUIET}
+        if self._options.kv:
+            release = self._builds[test.build].release
+            interface = self._interface(test) if backends.needs_interface(test.backend, release) else None
+            own = backends.worker_environment(test.backend, test.fabric, interface, release)
         return {**inherited, "PYTHONPATH": package, **own}
+
+    def _interface(self, test: Test) -> str:
+        chosen = first_outward()
+        if chosen is None:
+            raise TargetError(
+                f"{test.backend} of NIXL {test.build} cannot use loopback, and this machine has no other interface with "
+                "an IPv4 address. Give it one, for example: ip link add v0 type veth peer name v1; "
+                "ip addr add 10.99.0.1/24 dev v0; ip link set v0 up; ip link set v1 up"
+            )
+        name, address = chosen
+        self.notes.append(f"{test.backend} listens on {address} ({name}): it cannot use 127.0.0.1")
+        return name
 
     def _pool_blocks(self, test: Test, cells: tuple[Cell, ...]) -> dict[str, int]:
         """Enough for the cell that needs most, as far as memory goes: beyond that, requests wait for admission."""
