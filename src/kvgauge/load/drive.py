@@ -8,6 +8,7 @@ comes through, after the requests under way were dropped.
 """
 
 import gc
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -69,7 +70,9 @@ class Driver:
     host                 name of this host, for the records
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
-    stagger_s            window over which closed-loop slots begin; None: the median latency of the warm-up, up to 2 s
+    stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
+                         (from the warm-up, else from an earlier cell of the same shape), at most 2 s, and less when
+                         a slot has few requests: the first must not be done before the last begins
     raises               LoadError for a URL that cannot be used
     """
 
@@ -99,6 +102,7 @@ class Driver:
         self._clock: Clock = "monotonic"
         self._api, self._stream, self._token_ids = api, stream, token_ids
         self._stagger_s = stagger_s
+        self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
         first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
         limits = Limits(
             connect_ns=int(min(connect_timeout_s, request_timeout_s) * 1e9),
@@ -150,11 +154,13 @@ class Driver:
             finished = True
             if cell.warmup_requests:
                 finished = self._offer(cell, work, slots, requests=cell.warmup_requests, warmup=True, stagger_ns=0)
-            stagger_ns = self._stagger_ns(work) if cell.load == "closed" and slots > 1 else 0
+            stagger_ns = self._stagger_ns(cell, work) if cell.load == "closed" and slots > 1 else 0
             cpu_ns = time.process_time_ns()
             if finished and cell.requests:
                 finished = self._offer(cell, work, slots, requests=cell.requests, warmup=False, stagger_ns=stagger_ns)
             cpu_ns = time.process_time_ns() - cpu_ns
+            if work.tally.e2e_ns:
+                self._latencies_ns[_shape(cell)] = work.tally.e2e_ns
         return work.tally.cell_load(
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
@@ -169,11 +175,14 @@ class Driver:
         work.drain()
         return finished
 
-    def _stagger_ns(self, work: "_CellWork") -> int:
+    def _stagger_ns(self, cell: Cell, work: "_CellWork") -> int:
         if self._stagger_s is not None:
             return int(self._stagger_s * 1e9)
-        latencies = sorted(work.tally.warmup_e2e_ns)
-        return min(STAGGER_NS_MAX, latencies[len(latencies) // 2]) if latencies else 0
+        known = work.tally.warmup_e2e_ns or self._latencies_ns.get(_shape(cell), [])
+        rounds = cell.requests / cell.concurrency
+        if not known or rounds <= 1:
+            return 0
+        return int(min(STAGGER_NS_MAX, statistics.median_low(known)) * (1 - 1 / rounds))
 
     def _asked(self, cell: Cell, run_id: str) -> Asked:
         return Asked(
@@ -188,6 +197,11 @@ class Driver:
             due_ns=0,
             sent_ns=0,
         )
+
+
+def _shape(cell: Cell) -> tuple[object, ...]:
+    """Cells whose requests take about as long, but for how many there are at a time."""
+    return cell.prompt, cell.input_tokens, cell.output_tokens
 
 
 class _CellWork:
@@ -295,6 +309,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.warmup_e2e_ns: list[int] = []
+        self.e2e_ns: list[int] = []
         self.warmups = 0
         self._due_ns: list[int] = []
         self._arrived_ns: int | None = None
@@ -310,6 +325,8 @@ class Tally:
                 self.warmup_e2e_ns.append(exchange.e2e_ns)
             return
         self._due_ns.append(exchange.due_ns)
+        if exchange.failure is None and exchange.e2e_ns is not None:
+            self.e2e_ns.append(exchange.e2e_ns)
         self._failed += exchange.failure is not None
         if exchange.arrivals_ns:
             self._arrived_ns = max(self._arrived_ns or exchange.arrivals_ns[-1], exchange.arrivals_ns[-1])

@@ -240,8 +240,8 @@ class EmbeddedTarget:
         chosen = first_outward()
         if chosen is None:
             raise TargetError(
-                f"{test.backend} of NIXL {test.build} cannot use loopback, and this machine has no other interface with "
-                "an IPv4 address. Give it one, for example: ip link add v0 type veth peer name v1; "
+                f"{test.backend} of NIXL {test.build} cannot use loopback, and this machine has no other interface "
+                "with an IPv4 address. Give it one, for example: ip link add v0 type veth peer name v1; "
                 "ip addr add 10.99.0.1/24 dev v0; ip link set v0 up; ip link set v1 up"
             )
         name, address = chosen
