@@ -30,7 +30,7 @@ from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.target.contract import Target
 
 LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
-EXIT_OK, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 3, 130
+EXIT_OK, EXIT_WORSE, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 
 class Watcher(Protocol):
@@ -87,7 +87,7 @@ class Conductor:
         """Every run in order. raises SamplesError when the folder cannot be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self._plan)))
-        results = self._write()
+        self._write()
         for run in self._runs:
             if self._stop():
                 break
@@ -95,21 +95,24 @@ class Conductor:
             given = self._one(run)
             self._given[run.test.name] += given
             self._watcher.on_run_over(run, given)
-            results = self._write()
-        return results
+            self._write()
+        return self._results
 
     def exit_code(self) -> int:
-        """0, or 3 when a run did not end as its test expects, or 130 after an interruption."""
+        """130 after an interruption; 3 when a run did not end as its test expects; 1 when the primary metric of a
+        test is worse than a baseline's; else 0."""
         statuses = [(test, run.status) for test in self._plan.tests for run in self._given[test.name] if run.cell]
         if self._stop():
             return EXIT_INTERRUPTED
         unexpected = [status for test, status in statuses if status != test.expect]
-        return EXIT_UNEXPECTED if unexpected else EXIT_OK
+        if unexpected:
+            return EXIT_UNEXPECTED
+        worse = [row for test in self._results.tests for row in test.gains if row.primary and row.verdict == "worse"]
+        return EXIT_WORSE if worse else EXIT_OK
 
-    def _write(self) -> Results:
-        results = results_files.build(self._plan, self._given, machine_facts(), self._runs)
-        results_files.write(results, self._folder)
-        return results
+    def _write(self) -> None:
+        self._results = results_files.build(self._plan, self._given, machine_facts(), self._runs)
+        results_files.write(self._results, self._folder)
 
     def _one(self, run: Run) -> list[RunResult]:
         folder = self._folder / "runs" / run.run_id

@@ -210,3 +210,48 @@ def test_serve_on_a_port_in_use_says_so(tmp_path):
     assert done.returncode == 3
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def served(tmp_path):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "kvgauge", "serve", "--port", "0", "--no-kv", "--log-folder", str(tmp_path / "logs")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    line = running.stdout.readline()
+    yield next(word for word in line.split() if word.startswith("http://")).removesuffix("/v1")
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=15)
+
+
+def test_a_url_is_measured_as_it_stands_and_its_transport_stays_unproved(tmp_path, served):
+    plan = write_plan(tmp_path)
+    done = kvgauge("run", str(plan), "--test", "UCX", "--url", served, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "kvgauge-runs/latest/results.json").read_text())
+    runs = results["tests"][0]["runs"]
+    assert {run["status"] for run in runs} == {"valid"}
+    assert all("unproved" in run["proved"]["backend"] for run in runs if run["cell"] is None)
+    assert all(run["metrics"]["kv_bytes_moved"]["point"] is None for run in runs if run["cell"])
+    assert "unproved" in done.stdout
+
+
+def test_a_url_takes_one_test_and_says_which_there_are(tmp_path, served):
+    done = kvgauge("run", str(write_plan(tmp_path)), "--url", served, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--test NAME (UCX, LIBFABRIC)" in done.stderr
+
+
+def test_a_url_where_nothing_listens_is_failed_runs_with_one_reason(tmp_path):
+    plan = write_plan(tmp_path, repetitions=1)
+    done = kvgauge("run", str(plan), "--test", "UCX", "--url", "http://127.0.0.1:9", cwd=tmp_path, timeout=60)
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_served_is_named_with_those_that_are(tmp_path, served):
+    plan = write_plan(tmp_path, repetitions=1)
+    done = kvgauge("run", str(plan), "--test", "UCX", "--url", served, "--model", "gpt-9", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "serves Qwen3-0.6B, not gpt-9" in " ".join(done.stdout.split())

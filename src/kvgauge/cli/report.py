@@ -47,10 +47,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(results.json_text(parts[0]) if args.json else results.csv_text(parts[0]))
         return 0
 
-    from rich.console import Console
+    from kvgauge.report.text import page, print_results
 
-    from kvgauge.report.text import print_results
-
-    console = Console(highlight=False)
-    print_results(parts[0], console, published=parts[1] if len(parts) > 1 else None)
+    print_results(parts[0], page(), published=parts[1] if len(parts) > 1 else None)
     return 0

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvgauge.conduct import RunTarget
     from kvgauge.plan.records import Plan
 
 RUNS_FOLDER = "kvgauge-runs"
@@ -17,6 +20,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="check the plan and print its runs; start nothing")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"a new folder (default: below {RUNS_FOLDER}/)")
+    parser.add_argument(
+        "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
+    )
+    parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
     parser.add_argument("--transfer-timeout", type=float, default=60.0, metavar="S", help="of one KV transfer (60)")
     parser.set_defaults(run=run)
@@ -42,19 +49,18 @@ def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from kvgauge.builds.install import install
     from kvgauge.conduct import Conductor
     from kvgauge.failures import UsageError
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
-    from kvgauge.report.text import print_results
-    from kvgauge.target.embedded import EmbeddedTarget, Options
+    from kvgauge.report.text import page, print_results
 
+    console = Console(stderr=True)
     if min(args.request_timeout, args.transfer_timeout) <= 0:
         raise UsageError("time-outs must be above 0 s")
+    target_for = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
     folder = _new_folder(args.out, plan)
-    console = Console(stderr=True)
     interrupted: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -63,24 +69,47 @@ def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, on_signal)
-    for build in dict.fromkeys(test.build for test in plan.tests):
-        install(build, lambda line: console.print(line, markup=False, highlight=False))
-    options = Options(transfer_timeout_s=args.transfer_timeout)
     with Live(plan, estimate_s(plan), console) as live:
         conductor = Conductor(
             plan,
             folder,
-            lambda logs: EmbeddedTarget(logs, install, options),
+            target_for,
             watcher=live,
             stop=lambda: bool(interrupted),
             request_timeout_s=args.request_timeout,
         )
         results = conductor.conduct()
-    print_results(results, Console(), published=published() if args.plan is None else None)
+    print_results(results, page(), published=published() if args.plan is None else None)
     console.print(f"results: {folder}/results.json", markup=False, highlight=False)
     if interrupted:
         console.print("interrupted: the runs that were not finished are marked", style="yellow")
     return conductor.exit_code()
+
+
+def _target_for(plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]") -> "Callable[[Path], RunTarget]":
+    """What makes the target of each run. Builds are installed first. raises UsageError, BuildError, LoadError"""
+    from kvgauge.failures import UsageError
+
+    if args.url is not None:
+        from kvgauge.load import site
+        from kvgauge.target.url import UrlTarget
+
+        if len(plan.tests) != 1:
+            raise UsageError(
+                f"one deployment runs one test, and this plan has {len(plan.tests)}: say which one runs at {args.url} "
+                f"with --test NAME ({', '.join(test.name for test in plan.tests)})"
+            )
+        site.site_of(args.url)
+        return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model)
+    from kvgauge.builds.install import install
+    from kvgauge.target.embedded import EmbeddedTarget, Options
+
+    if args.model is not None:
+        raise UsageError("--model goes with --url; the embedded target's models are the plan's")
+    for build in dict.fromkeys(test.build for test in plan.tests):
+        install(build, say)
+    options = Options(transfer_timeout_s=args.transfer_timeout)
+    return lambda logs: EmbeddedTarget(logs, install, options)
 
 
 def _new_folder(out: Path | None, plan: "Plan") -> Path:

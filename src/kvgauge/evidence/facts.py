@@ -34,6 +34,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     backends       as `query_xfer_backend` answered for real transfers: name -> transfers
     providers      libfabric provider names from start-up lines; UCX lanes (tl/dev) that carried remote memory access
+    unobserved     why nothing is known of the transport, where the target cannot see it; then nothing is judged
     wire_bytes     bytes the kernel counted on network interfaces over the run (a lower bound check for fabric tcp)
     """
 
@@ -47,3 +48,4 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_bytes: int | Missing
     build_sha256: dict[str, str]  # file role (plugin, libnixl, libfabric, ucx) -> sha256
     machine: MachineUse | Missing
+    unobserved: str | None = None

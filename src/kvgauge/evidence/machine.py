@@ -86,6 +86,11 @@ def wire_bytes(before: Snapshot, after: Snapshot) -> int | Missing:
     return after.wire_bytes - before.wire_bytes
 
 
+def own_pid() -> dict[str, int]:
+    """This process, as `client`."""
+    return {"client": os.getpid()}
+
+
 def read_gpu_memory() -> int | Missing:
     """Memory in use on all GPUs, as nvidia-smi says."""
     tool = shutil.which("nvidia-smi")

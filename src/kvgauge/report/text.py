@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 INVALID = "red"
+PIPED_COLUMNS = 120
+
+
+def page() -> "Console":
+    """Standard output, as wide as its terminal; a file or a pipe gets pages of 120 columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPED_COLUMNS)
 
 
 def print_results(results: Results, console: "Console", *, published: Results | None = None) -> None:

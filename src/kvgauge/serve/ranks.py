@@ -52,7 +52,6 @@ def make_pool(shape: PoolShape) -> Pool:
     size = shape.size_bytes
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
     except (OSError, ValueError) as error:
         raise TransferError(f"no memory for a KV pool of {size >> 20} MiB: {error}") from error
     flat = np.frombuffer(memory, dtype=np.uint64)

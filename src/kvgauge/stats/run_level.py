@@ -28,6 +28,8 @@ def run_metrics(evidence: Evidence, exchanges: Sequence[Exchange] = ()) -> dict[
 def proved(evidence: Evidence) -> dict[str, str]:
     """What was seen to carry the transfers, in words: backend with its transfers, provider or lanes, wire bytes."""
     found = {}
+    if evidence.unobserved is not None:
+        found["backend"] = f"unproved ({evidence.unobserved})"
     if evidence.backends:
         found["backend"] = ", ".join(f"{name} ({count:,} transfers)" for name, count in evidence.backends.items())
     if evidence.providers:

@@ -355,7 +355,7 @@ class EmbeddedTarget:
 
     def pids(self) -> dict[str, int]:
         """Every process of the run, and this one as `client`."""
-        return {process.name: process.pid for process in self._processes} | {"client": os.getpid()}
+        return {process.name: process.pid for process in self._processes} | machine.own_pid()
 
     def _lateness(self, reports: dict[str, Report]) -> list[Fact]:
         return [
