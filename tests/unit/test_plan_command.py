@@ -23,7 +23,7 @@ def test_it_prints_tests_cells_runs_the_estimate_and_that_it_is_a_rehearsal(caps
     printed = capsys.readouterr().out
     for expected in (
         "rehearsal: fabric tcp for every test; nothing here transfers to EFA",
-        "6 tests x 3 repetitions = 18 runs of 13 cells",
+        "6 tests x 3 repetitions = 18 runs of 12 cells",
         "decides: ttft_ms_mean in cell 512x128-10",
         "estimated time: about",
         "160.0 MiB",

@@ -45,11 +45,11 @@ def test_the_literal_cells_and_the_deciding_one_are_there():
     assert (PLAN.primary.metric, PLAN.primary.cell, PLAN.repetitions) == ("ttft_ms_mean", "512x128-10", 5)
 
 
-def test_quick_keeps_tests_and_cells_and_fits_five_minutes():
+def test_quick_keeps_tests_and_all_cells_but_those_heavier_than_the_deciding_one_and_fits_five_minutes():
     assert QUICK.tests == PLAN.tests
-    assert [cell.name for cell in QUICK.cells] == [cell.name for cell in PLAN.cells]
+    assert [cell.name for cell in QUICK.cells] == [cell.name for cell in PLAN.cells if cell.name != "512x128-20"]
     assert (QUICK.repetitions, QUICK.quick, PLAN.quick) == (3, True, False)
-    assert estimate_s(QUICK) < 300
+    assert estimate_s(QUICK) < 270
 
 
 def test_quick_keeps_every_slot_busy_whole_waves_and_a_second_round_where_it_decides():
@@ -58,7 +58,7 @@ def test_quick_keeps_every_slot_busy_whole_waves_and_a_second_round_where_it_dec
         assert cell.load != "wave" or cell.requests % cell.concurrency == 0
     assert {cell.name: cell.requests for cell in QUICK.cells if cell.requests > cell.concurrency} == {
         "single": 2,
-        "512x128-10": 15,
+        "512x128-10": 20,
     }
 
 

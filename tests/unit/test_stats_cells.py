@@ -196,7 +196,6 @@ def test_run_level_metrics_come_from_the_evidence_and_missing_ones_keep_their_re
     assert proved(evidence()) == {
         "backend": "LIBFABRIC (12 transfers)",
         "provider": "tcp",
-        "wire": "1.0 MiB on network interfaces",
     }
 
 

@@ -1,6 +1,5 @@
 """The reference plan, and the quick form of any plan."""
 
-import math
 from collections.abc import Collection
 from importlib import resources
 
@@ -20,12 +19,13 @@ QUICK_REPETITIONS = 3  # the fewest that give a paired interval of any use
 #   Qwen3-0.6B     a round of 50 tokens 0.1; of 512/128 0.3 at concurrency 1, 0.6 at 5, 1.0 at 10, 1.7 at 20
 #   Llama-3.1-8B   50 tokens 0.45;           512/128 1.2, 1.6, 2.1, 3.1
 #   Llama-3.1-70B  50 tokens 0.6 to 1.1;     512/128 1.8, 3.0, 4.5, 7.5
-# Rounds of 512/128 are most of the time, so every cell gets one round, and only the cell that decides half a
-# second one, without which a closed loop is a wave. The run is the unit of replication: one request in
-# it is a small sample of that run, not of the test.
+# Rounds of 512/128 are most of the time, so every cell gets one round, and only the cell that decides a second,
+# without which a closed loop is a wave; and unique prompts at more concurrency than it has are left to the full plan:
+# 20 prompts of 70B are 3 GB of KV and 10 s on a small machine. The run is the unit of replication: one request in it
+# is a small sample of that run, not of the test.
 QUICK_PER_SLOT = 1
 QUICK_PER_SLOT_SINGLE = 2
-QUICK_PER_SLOT_DECIDING = 1.5
+QUICK_PER_SLOT_DECIDING = 2
 QUICK_WARMUP_REQUESTS = 1
 
 
@@ -35,25 +35,28 @@ def _quick_cell(cell: Cell, *, decides: bool, warm: bool) -> Cell:
     decides   it is the primary metric's
     warm      a cell before it in the run sent prompts of as many blocks, so no warm-up is due
     """
-    per_slot: float = QUICK_PER_SLOT_SINGLE if cell.load == "single" else QUICK_PER_SLOT
+    per_slot = QUICK_PER_SLOT_SINGLE if cell.load == "single" else QUICK_PER_SLOT
     if decides:
         per_slot = max(per_slot, QUICK_PER_SLOT_DECIDING)
     return msgspec.structs.replace(
         cell,
-        requests=min(cell.requests, math.ceil(cell.concurrency * per_slot)),
+        requests=min(cell.requests, cell.concurrency * per_slot),
         warmup_requests=0 if warm else min(cell.warmup_requests, QUICK_WARMUP_REQUESTS),
     )
 
 
 def quick(plan: Plan) -> Plan:
-    """The same tests and cells with at most 3 repetitions and few requests: a first look, minutes long.
+    """The same tests with at most 3 repetitions, few requests, and no cell heavier than the deciding one: a first look.
 
     Warm-up shrinks to one request where a run first meets a prompt of that many KV blocks: cells that follow
     on the same target find it warm.
     """
     cells: list[Cell] = []
     met: set[int] = set()
+    most = next((cell.concurrency for cell in plan.cells if cell.name == plan.primary.cell), 0)
     for cell in plan.cells:
+        if cell.input_tokens is not None and cell.concurrency > most > 0:
+            continue
         size = blocks(prompt_tokens(cell))
         cells.append(_quick_cell(cell, decides=cell.name == plan.primary.cell, warm=size in met))
         met.add(size)

@@ -188,6 +188,9 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
     checked, wrong = (rows.sum_over_runs(test, f"kv_pieces_{which}") for which in ("checked", "wrong"))
     if checked is not None:
         said.append(f"KV pieces checked on arrival {checked:,}, wrong {wrong or 0:,}")
+    wire = rows.summary_of(test, None, "wire_bytes")
+    if wire.point is not None:
+        said.append(f"{wire.point / MIB:,.0f} MiB a run on network interfaces")
     yield plain("proved: " + (" · ".join(said) if said else "nothing: no valid run has shown its transport"))
     phases = _phases(test, cell)
     if phases:

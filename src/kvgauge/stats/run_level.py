@@ -20,13 +20,14 @@ def run_metrics(evidence: Evidence, exchanges: Sequence[Exchange] = ()) -> dict[
         "handshake_count_efa": _count(evidence.handshakes_efa, "handshakes"),
         **_connection_times(evidence.connections),
         "first_request_penalty_s": first_request_penalty(exchanges),
+        "wire_bytes": _count(evidence.wire_bytes, "B"),
         **_machine(evidence.machine),
         "gpu_memory_bytes": _count(evidence.gpu_memory_bytes, "B"),
     }
 
 
 def proved(evidence: Evidence) -> dict[str, str]:
-    """What was seen to carry the transfers, in words: backend with its transfers, provider or lanes, wire bytes."""
+    """What was seen to carry the transfers, in words: backend with its transfers, provider or lanes."""
     found = {}
     if evidence.unobserved is not None:
         found["backend"] = f"unproved ({evidence.unobserved})"
@@ -34,8 +35,6 @@ def proved(evidence: Evidence) -> dict[str, str]:
         found["backend"] = ", ".join(f"{name} ({count:,} transfers)" for name, count in evidence.backends.items())
     if evidence.providers:
         found["provider"] = ", ".join(evidence.providers)
-    if not isinstance(evidence.wire_bytes, Missing):
-        found["wire"] = f"{evidence.wire_bytes / 2**20:,.1f} MiB on network interfaces"
     return found
 
 
