@@ -158,9 +158,10 @@ def test_more_requests_than_the_pool_holds_wait_and_none_fails(embedded):
     assert len(moves(target, 12)) == 12
 
 
-def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded):
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded, operation):
     cell = make_cell(concurrency=4, input_tokens=256, output_tokens=400)
-    target, endpoint = embedded(make_test(), cell)
+    target, endpoint = embedded(make_test(operation=operation), cell)
     host, port = endpoint.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": list(range(256)), "max_tokens": 400, "stream": True})
     for pause in (0.0, 0.01, 0.03, 0.3):
@@ -178,6 +179,12 @@ def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded):
     assert {
         name: (r.blocks_free, r.blocks_total) for name, r in reports.items() if r.blocks_free != r.blocks_total
     } == {}
+
+
+def test_nixls_own_progress_thread_can_be_switched_on(embedded):
+    target, endpoint = embedded(make_test(progress_thread=True, backend="LIBFABRIC"), compute=0)
+    assert post(endpoint, {"prompt": [1] * 64, "max_tokens": 2})[0] == 200
+    assert [move.failure for move in moves(target, 1)] == [None]
 
 
 def test_several_workers_on_each_side_all_carry_requests(embedded):

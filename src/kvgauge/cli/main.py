@@ -39,13 +39,30 @@ def main(argv: list[str] | None = None) -> int:
     except KvgaugeError as error:
         print(f"kvgauge: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("kvgauge: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing is wrong
         return 0
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"kvgauge: {error.strerror or error}{where}", file=sys.stderr)
+        return KvgaugeError.exit_code
+    except KeyboardInterrupt:
+        print("kvgauge: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        print(f"kvgauge: a mistake of kvgauge's own: {_keep(error)}", file=sys.stderr)
+        return KvgaugeError.exit_code
     return code
+
+
+def _keep(error: Exception) -> str:
+    """Put the traceback into a file, and say in a line what happened and where that file is."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="kvgauge-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {str(error)[:200]} (please report it with {file.name})"
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class DecodeWorker:
         self._incoming[request.key] = Incoming(
             request, ours, notes_missing=len(self._ranks.shares), deadline_ns=deadline_ns
         )
-        self._outbox.send(encode(Reserved(request.key, ours.tolist())))
+        self._outbox.send(encode(Reserved(request.key, self._spec.index, ours.tolist())))
 
     def _note(self, key: int) -> None:
         incoming = self._incoming.get(key)
@@ -217,6 +217,9 @@ class DecodeWorker:
     def _arrived(self, incoming: Incoming, record: Transfer) -> None:
         """Check every block, then let the request join the batch; wrong blocks fail it."""
         key = incoming.request.key
+        if incoming.aborted and record.failure is not None:
+            self._table.release(key)
+            return
         if record.failure is not None:
             self._refuse(key, record.failure, record)
             return

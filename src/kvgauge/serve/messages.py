@@ -82,9 +82,10 @@ class Prefilled(msgspec.Struct, tag="prefilled", array_like=True, frozen=True):
 
 
 class Written(msgspec.Struct, tag="written", array_like=True, frozen=True):
-    """Prefill's account of a WRITE; the frontend passes it on to decode."""
+    """Prefill's account of a WRITE, or why there will be none; the frontend passes it on to that decode worker."""
 
     key: int
+    decode_worker: int
     posted_ns: int
     post_ns: int
     descriptors: int
@@ -92,6 +93,11 @@ class Written(msgspec.Struct, tag="written", array_like=True, frozen=True):
     bytes_moved: int | None
     backend: str
     failure: str | None
+
+
+def called_off(key: int, decode_worker: int) -> Written:
+    """What decode is told when a WRITE it has reserved blocks for will not come."""
+    return Written(key, decode_worker, 0, 0, 0, 0, None, "none", "called off: the client left")
 
 
 class Decode(msgspec.Struct, tag="decode", array_like=True, frozen=True):
@@ -113,6 +119,7 @@ class Reserve(msgspec.Struct, tag="reserve", array_like=True, frozen=True):
 
 class Reserved(msgspec.Struct, tag="reserved", array_like=True, frozen=True):
     key: int
+    decode_worker: int
     blocks: list[int]
 
 

@@ -25,6 +25,7 @@ from kvgauge.serve.messages import (
     Spec,
     ToPrefill,
     Written,
+    called_off,
     encode,
 )
 from kvgauge.serve.ranks import Ranks
@@ -79,7 +80,11 @@ class PrefillWorker:
             self._drop(message)
 
     def _drop(self, release: Release) -> None:
-        self._waiting = deque(request for request in self._waiting if request.key != release.key)
+        """Nobody wants the request any more. One that decode waits for, but is not begun, is called off there too."""
+        for request in [request for request in self._waiting if request.key == release.key]:
+            self._waiting.remove(request)
+            if request.decode_blocks is not None:
+                self._outbox.send(encode(called_off(request.key, request.decode_worker)))
         if self._exports.pop(release.key, None) is not None:
             self._table.release(release.key)
 
@@ -165,6 +170,7 @@ class PrefillWorker:
             encode(
                 Written(
                     move.key,
+                    move.peer,
                     move.posted_ns or 0,
                     move.post_ns,
                     move.descriptors,

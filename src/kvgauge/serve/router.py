@@ -29,6 +29,7 @@ from kvgauge.serve.messages import (
     Started,
     Tokens,
     Written,
+    called_off,
     encode,
 )
 from kvgauge.serve.metrics import Metrics
@@ -132,8 +133,7 @@ class Router:
         elif isinstance(message, Reserved):
             self._reserved(message)
         elif isinstance(message, Written):
-            request = self._requests.get(message.key)
-            self._to_decode(request.decode if request else 0, encode(message))
+            self._to_decode(message.decode_worker, encode(message))
         elif isinstance(message, Refused):
             self._refused(message)
         elif isinstance(message, Released):
@@ -155,6 +155,7 @@ class Router:
     def _reserved(self, message: Reserved) -> None:
         request = self._requests.get(message.key)
         if request is None:
+            self._to_decode(message.decode_worker, encode(called_off(message.key, message.decode_worker)))
             return
         asked = request.asked
         prefill = Prefill(message.key, asked.digest, asked.prompt_tokens, request.decode, message.blocks)
