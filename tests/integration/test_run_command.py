@@ -186,7 +186,7 @@ def test_builds_lists_every_published_version_with_what_is_known_of_it(tmp_path)
     done = kvgauge("builds", cwd=tmp_path)
     assert done.returncode == 0
     assert "NIXL 1.5.0" in done.stdout
-    assert "misplaced blocks" in done.stdout
+    assert "reports DONE for blocks that are wrong" in done.stdout
 
 
 def test_serve_says_where_it_is_and_ends_on_sigterm(tmp_path):
