@@ -4,16 +4,14 @@ A run that fails is a result, not an end: its cells are marked and the next run 
 anew after every run, so that whatever happens next, what is measured is there.
 """
 
-import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from kvgauge import __version__
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError
@@ -22,6 +20,7 @@ from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Plan, Run
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
+from kvgauge.resume import Conditions, put_aside, write_start
 from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.stats.cells import cell_metrics
@@ -65,6 +64,8 @@ class Conductor:
 
     target_for   makes the target of a run, given the folder for its logs
     stop         asked often; True ends what is under way and keeps what there is
+    conditions   what the plan is conducted under; written down, so that it can be resumed
+    done         results of runs that an earlier process finished: they are not repeated
     """
 
     def __init__(
@@ -75,22 +76,29 @@ class Conductor:
         *,
         watcher: Watcher,
         stop: Callable[[], bool],
+        conditions: Conditions,
+        done: Mapping[str, Sequence[RunResult]] | None = None,
         request_timeout_s: float = 120.0,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
         self._request_timeout_s = request_timeout_s
         self._runs = expand(plan)
-        self._given: dict[str, list[RunResult]] = {test.name: [] for test in plan.tests}
+        self._conditions = conditions
+        done = done or {}
+        self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
 
     def conduct(self) -> Results:
         """Every run in order. raises SamplesError when the folder cannot be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(self._plan)))
+        write_start(self._folder, self._plan, self._conditions)
         self._write()
+        over = {result.run_id for given in self._given.values() for result in given}
         for run in self._runs:
             if self._stop():
                 break
+            if run.run_id in over:
+                continue
             self._watcher.on_run(run, len(self._runs))
             given = self._one(run)
             self._given[run.test.name] += given
@@ -111,11 +119,15 @@ class Conductor:
         return EXIT_WORSE if worse else EXIT_OK
 
     def _write(self) -> None:
-        self._results = results_files.build(self._plan, self._given, machine_facts(), self._runs)
+        self._results = results_files.build(self._plan, self._given, self._machine(), self._runs)
         results_files.write(self._results, self._folder)
+
+    def _machine(self) -> dict[str, str | int]:
+        return {"kvgauge": self._conditions.kvgauge, **self._conditions.machine}
 
     def _one(self, run: Run) -> list[RunResult]:
         folder = self._folder / "runs" / run.run_id
+        put_aside(folder)
         measured = Measured(exchanges=[], transfers=[], loads=[])
         target = self._target_for(folder / "logs")
         try:
@@ -276,15 +288,3 @@ def _result(run: Run, cell: Cell, status: Status, reasons: list[str], metrics: d
         reasons=tuple(reasons),
         metrics=metrics,
     )
-
-
-def machine_facts() -> dict[str, str | int]:
-    """Where it ran: what a reader needs to judge the figures, nothing that names the user."""
-    return {
-        "kvgauge": __version__,
-        "host": platform.node(),
-        "cores": os.cpu_count() or 1,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }

@@ -25,7 +25,7 @@ ORDER = (
     ("stats",),
     ("compare",),
     ("report",),
-    ("conduct",),
+    ("conduct", "resume"),
     ("cli", "__main__"),
 )
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",

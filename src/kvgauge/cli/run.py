@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
     from kvgauge.conduct import RunTarget
     from kvgauge.plan.records import Plan
+    from kvgauge.resume import Saved
 
 RUNS_FOLDER = "kvgauge-runs"
+REFERENCE_SOURCE = "reference plan"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,6 +22,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="check the plan and print its runs; start nothing")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"a new folder (default: below {RUNS_FOLDER}/)")
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on where a run was cut off; repeats nothing done"
+    )
     parser.add_argument(
         "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
     )
@@ -31,9 +36,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """raises UsageError, PlanError, SamplesError"""
+    from kvgauge.failures import UsageError
     from kvgauge.plan import load_plan
 
-    plan = load_plan(args.plan, args.quick, args.test)
+    if args.resume is not None and (args.out or args.dry_run):
+        raise UsageError("--resume goes on in its own folder with its own plan: leave --out and --dry-run away")
+    saved, plan = _saved(args) if args.resume is not None else (None, load_plan(args.plan, args.quick, args.test))
     if args.dry_run:
         from rich.console import Console
 
@@ -41,14 +49,27 @@ def run(args: argparse.Namespace) -> int:
 
         show(plan, Console())
         return 0
-    return _conduct(plan, args)
+    return _conduct(plan, args, saved)
 
 
-def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
+def _saved(args: argparse.Namespace) -> "tuple[Saved, Plan]":
+    """The folder to go on in, and its plan. raises UsageError when another plan is named beside it"""
+    from kvgauge import resume
+    from kvgauge.plan import load_plan
+
+    saved = resume.load(args.resume)
+    if args.plan is not None or args.quick or args.test:
+        again = load_plan(args.plan, args.quick, args.test)
+        resume.refuse_changes(saved, again, saved.conditions)
+    return saved, saved.plan
+
+
+def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> int:
     import signal
 
     from rich.console import Console
 
+    from kvgauge import resume
     from kvgauge.conduct import Conductor
     from kvgauge.failures import UsageError
     from kvgauge.plan.expand import estimate_s
@@ -59,8 +80,11 @@ def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     if min(args.request_timeout, args.transfer_timeout) <= 0:
         raise UsageError("time-outs must be above 0 s")
-    target_for = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
-    folder = _new_folder(args.out, plan)
+    target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
+    conditions = resume.conditions_now(builds, args.url or "embedded")
+    if saved is not None:
+        resume.refuse_changes(saved, None, conditions)
+    folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     interrupted: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -69,25 +93,33 @@ def _conduct(plan: "Plan", args: argparse.Namespace) -> int:
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, on_signal)
-    with Live(plan, estimate_s(plan), console) as live:
+    with resume.held(folder), Live(plan, estimate_s(plan), console) as live:
         conductor = Conductor(
             plan,
             folder,
             target_for,
             watcher=live,
             stop=lambda: bool(interrupted),
+            conditions=conditions,
+            done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
         )
         results = conductor.conduct()
-    print_results(results, page(), published=published() if args.plan is None else None)
+    print_results(results, page(), published=published() if plan.source == REFERENCE_SOURCE else None)
     console.print(f"results: {folder}/results.json", markup=False, highlight=False)
     if interrupted:
-        console.print("interrupted: the runs that were not finished are marked", style="yellow")
+        more = f"interrupted: `kvgauge run --resume {folder}` goes on"
+        console.print(more, style="yellow", markup=False, highlight=False)
     return conductor.exit_code()
 
 
-def _target_for(plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]") -> "Callable[[Path], RunTarget]":
-    """What makes the target of each run. Builds are installed first. raises UsageError, BuildError, LoadError"""
+def _target_for(
+    plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]"
+) -> "tuple[Callable[[Path], RunTarget], dict[str, dict[str, str]]]":
+    """What makes the target of each run, and the hashes of its builds, which are installed first.
+
+    raises UsageError, BuildError, LoadError
+    """
     from kvgauge.failures import UsageError
 
     if args.url is not None:
@@ -100,16 +132,15 @@ def _target_for(plan: "Plan", args: argparse.Namespace, say: "Callable[[str], No
                 f"with --test NAME ({', '.join(test.name for test in plan.tests)})"
             )
         site.site_of(args.url)
-        return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model)
+        return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model), {}
     from kvgauge.builds.install import install
     from kvgauge.target.embedded import EmbeddedTarget, Options
 
     if args.model is not None:
         raise UsageError("--model goes with --url; the embedded target's models are the plan's")
-    for build in dict.fromkeys(test.build for test in plan.tests):
-        install(build, say)
+    builds = {name: install(name, say).sha256 for name in dict.fromkeys(test.build for test in plan.tests)}
     options = Options(transfer_timeout_s=args.transfer_timeout)
-    return lambda logs: EmbeddedTarget(logs, install, options)
+    return lambda logs: EmbeddedTarget(logs, install, options), builds
 
 
 def _new_folder(out: Path | None, plan: "Plan") -> Path:

@@ -4,7 +4,6 @@ One thread, one epoll over clients and the workers' messages. Tokens that arrive
 next write, so it slows down gracefully: events stay one token each.
 """
 
-import ctypes
 import gc
 import os
 import select
@@ -32,7 +31,7 @@ from kvgauge.serve.messages import (
 )
 from kvgauge.serve.openai import ApiError
 from kvgauge.serve.router import Router
-from kvgauge.serve.worker import HIGH_WATER, PR_SET_PDEATHSIG
+from kvgauge.serve.worker import HIGH_WATER, die_with_parent
 
 BACKLOG = 1024
 MAX_CLIENTS = 8192
@@ -227,7 +226,7 @@ class Frontend:
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=FrontendSpec)
     try:

@@ -16,6 +16,8 @@ from kvgauge.builds.records import Build
 from kvgauge.kv.transfer import WorkerInfo
 from kvgauge.samples.records import Connection, Transfer
 
+PARENT_VARIABLE = "KVGAUGE_PARENT_PID"
+
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker process is started with; arrives on its standard input."""

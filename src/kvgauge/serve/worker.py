@@ -67,8 +67,16 @@ class Sockets:
         self.context.destroy(linger=200)
 
 
+def die_with_parent() -> None:
+    """No process of the stack outlives kvgauge, not even one that kvgauge's death found still starting."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.environ.get(messages.PARENT_VARIABLE)
+    if parent is not None and os.getppid() != int(parent):
+        os._exit(1)
+
+
 def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives kvgauge
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Spec)
     sockets = Sockets(spec)

@@ -1,5 +1,6 @@
 """The processes of the embedded target: started with a spec on standard input, watched, ended. Nothing survives us."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvgauge.failures import TargetError
+from kvgauge.serve.messages import PARENT_VARIABLE
 
 STOP_WAIT_S = 3.0
 LOG_TAIL_LINES = 5
@@ -25,7 +27,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=handle,
                 stderr=handle,
-                env=environment,
+                env={**environment, PARENT_VARIABLE: str(os.getpid())},
                 start_new_session=True,
             )
         assert self._child.stdin is not None
