@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup lint types unit overhead locks clean
+.PHONY: run test setup lint types unit overhead soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -28,6 +28,9 @@ unit: $(VENV)/ready
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
+
+soak: setup  ## 20 minutes of load with a worker killed every minute
+	$(BIN)/python overhead/soak.py
 
 overhead: setup  ## what kvgauge itself costs
 	$(BIN)/python overhead/stack.py

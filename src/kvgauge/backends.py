@@ -22,12 +22,18 @@ def needs_interface(backend: str, release: tuple[int, ...]) -> bool:
 
 
 def worker_environment(
-    backend: str | None, fabric: str, interface: str | None, release: tuple[int, ...] = (1, 5)
+    backend: str | None,
+    fabric: str,
+    interface: str | None,
+    release: tuple[int, ...] = (1, 5),
+    *,
+    plugin_dir: str | None = None,
 ) -> dict[str, str]:
     """Variables of one embedded worker, besides INHERITED.
 
     interface   what the transport binds where it cannot stay on loopback (`needs_interface`)
     release     of the build: before 1.0, NIXL looks for libfabric's older sockets provider by name
+    plugin_dir  of the build: NIXL opens these plugins instead of its own
     raises      TargetError for a fabric the embedded target cannot use
     """
     if fabric != "tcp":
@@ -42,4 +48,6 @@ def worker_environment(
         own = {"FI_PROVIDER": "tcp" if release >= (1, 0) else "tcp,sockets"}
         if interface is not None:
             own["FI_TCP_IFACE"] = interface
+    if plugin_dir is not None:
+        own["NIXL_PLUGIN_DIR"] = plugin_dir
     return {**LOGGED, **QUIET, **own}

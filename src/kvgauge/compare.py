@@ -22,12 +22,12 @@ LEVEL = 0.05
 # fields of a test that must agree before its numbers may be set against another's
 MUST_AGREE = (
     "model", "prefill_tp", "decode_tp", "kv_dtype", "operation", "prefill_workers", "decode_workers", "gpu", "fabric",
+    "full_check", "progress_thread",
 )  # fmt: skip
 
 RUN_LEVEL: dict[str, Better] = {  # beside the metrics a plan can decide by
     "connection_ms_max": "lower",
     "connection_ms_mean": "lower",
-    "first_request_penalty_s": "lower",
 }
 
 
@@ -51,7 +51,8 @@ class GainRow(msgspec.Struct, frozen=True, kw_only=True):
     """What `test` gained over `baseline` in one metric of one cell (None: of whole runs).
 
     gain     percent, positive is better
-    p_value  two-sided, of the paired t test; Holm-adjusted over the secondary metrics of this pair of tests
+    p_value  two-sided, of the paired t test; Holm-adjusted: primary rows over all pairs of tests, others over
+             the secondary metrics of their pair
     reason   why the verdict is not better or worse, or what was left out
     """
 
@@ -87,6 +88,7 @@ def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) 
     """Every test against each of its baselines, in the plan's order; within a pair the primary metric first."""
     by_name = {values.test.name: values for values in tests}
     rows: list[GainRow] = []
+    primaries: dict[int, tuple[TestValues, TestValues]] = {}  # place in rows -> before, after
     for after in tests:
         for name in after.test.baseline:
             before = by_name.get(name)
@@ -100,8 +102,29 @@ def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) 
                 reason += f"{getattr(after.test, field)!r} here"
                 rows.append(_no_gain(after, name, plan, "cannot tell", reason))
                 continue
+            primaries[len(rows)] = (before, after)
             rows += _pair(before, after, plan)
+    return _primaries_together(rows, primaries, plan)
+
+
+def _primaries_together(
+    rows: list[GainRow], primaries: Mapping[int, tuple[TestValues, TestValues]], plan: Plan
+) -> list[GainRow]:
+    """The primary metric is asked once for each pair of tests: those answers share a correction too (Holm)."""
+    key: Key = (plan.primary.cell, plan.primary.metric)
+    judged = [place for place in primaries if rows[place].p_value is not None]
+    adjusted = holm([rows[place].p_value or 0.0 for place in judged])
+    for place, p_value in zip(judged, adjusted, strict=True):
+        before, after = primaries[place]
+        rows[place] = _row(before, after, key, _gain_of(before, after, key), p_value, Family(len(judged), "primary"))
     return rows
+
+
+class Family(msgspec.Struct, frozen=True):
+    """How many answers share a correction, and which kind they are."""
+
+    size: int
+    kind: Literal["primary", "secondary"]
 
 
 def _no_gain(after: TestValues, baseline: str, plan: Plan, verdict: Verdict, reason: str) -> GainRow:
@@ -125,7 +148,7 @@ def _pair(before: TestValues, after: TestValues, plan: Plan) -> list[GainRow]:
     judged = [key for key in keys if _no_verdict(before, after, key, found[key]) is None]
     adjusted = dict(zip(judged, holm([_p_value(found[key]) for key in judged]), strict=True))
     rows = [_primary_row(before, after, primary, plan)]
-    rows += [_row(before, after, key, found[key], adjusted.get(key), len(judged)) for key in keys]
+    rows += [_row(before, after, key, found[key], adjusted.get(key), Family(len(judged), "secondary")) for key in keys]
     return rows
 
 
@@ -145,7 +168,7 @@ def _primary_row(before: TestValues, after: TestValues, key: Key, plan: Plan) ->
         verdict: Verdict = "invalid" if _none_can_count(before, after, key[0]) else "cannot tell"
         why = _dropped(before, after, key[0]) or "no repetition has this value on both sides"
         return _no_gain(after, before.test.name, plan, verdict, why)
-    return _row(before, after, key, gained, gained.p_value, None)
+    return _row(before, after, key, gained, gained.p_value, Family(1, "primary"))
 
 
 def _none_can_count(before: TestValues, after: TestValues, cell: str | None) -> bool:
@@ -177,29 +200,38 @@ def _advised(gained: Gain) -> str:
 
 
 def _row(
-    before: TestValues, after: TestValues, key: Key, gained: Gain, p_value: float | None, family: int | None
+    before: TestValues, after: TestValues, key: Key, gained: Gain, p_value: float | None, family: Family
 ) -> GainRow:
-    """family  how many secondary metrics share the correction; None for the primary metric"""
     why = _no_verdict(before, after, key, gained)
     verdict: Verdict = "cannot tell" if why is not None else verdict_of(gained, p_value)
     if why is None and verdict == "no difference shown":
         why = f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
         if runs_needed(gained) <= gained.estimate.n:
             why = f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
-        if family and _p_value(gained) < LEVEL:
-            why = f"alone it would count; among {family} secondary metrics it does not (Holm)"
-    reasons = [reason for reason in (why, _dropped(before, after, key[0])) if reason]
+        if _p_value(gained) < LEVEL:
+            others = "secondary metrics" if family.kind == "secondary" else "pairs of tests"
+            why = f"alone it would count; among {family.size} {others} it does not (Holm)"
+    reasons = [reason for reason in (why, _dropped(before, after, key[0]), _no_logarithm(before, after, key)) if reason]
     return GainRow(
         test=after.test.name,
         baseline=before.test.name,
         cell=key[0],
         metric=key[1],
-        primary=family is None,
+        primary=family.kind == "primary",
         gain=gained.estimate,
         verdict=verdict,
         p_value=None if verdict == "cannot tell" else p_value,
         reason="; ".join(reasons) or None,
     )
+
+
+def _no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:
+    """Repetitions that both sides have and that a ratio cannot use."""
+    sides = before.values.get(key, {}), after.values.get(key, {})
+    unusable = [k for k in sorted(sides[0].keys() & sides[1].keys()) if min(sides[0][k], sides[1][k]) <= 0]
+    if not unusable:
+        return None
+    return f"repetition {', '.join(map(str, unusable))} left out: a value of 0 or below has no ratio"
 
 
 def verdict_of(gained: Gain, p_value: float | None, *, margin_pct: float = MARGIN_PCT) -> Verdict:

@@ -5,6 +5,7 @@ anew after every run, so that whatever happens next, what is measured is there.
 """
 
 import platform
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.target.contract import Target
 
+SEED_BITS = 48
 LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
 EXIT_OK, EXIT_WORSE, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -54,6 +56,7 @@ class Measured(msgspec.Struct):
     exchanges: list[Exchange]
     transfers: list[Transfer]
     loads: list[tuple[Cell, CellLoad, list[Exchange]]]
+    seed: int  # that its prompts were made from
     evidence: Evidence | None = None
     failure: str | None = None
     interrupted: bool = False
@@ -128,7 +131,7 @@ class Conductor:
     def _one(self, run: Run) -> list[RunResult]:
         folder = self._folder / "runs" / run.run_id
         put_aside(folder)
-        measured = Measured(exchanges=[], transfers=[], loads=[])
+        measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed)
         target = self._target_for(folder / "logs")
         try:
             with SampleWriter(folder) as writer:
@@ -136,16 +139,20 @@ class Conductor:
                 self._measure(run, target, writer, measured)
         except KvgaugeError as error:
             measured.failure = str(error)
+        except OSError as error:
+            measured.failure = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         finally:
             target.stop()
             target.restore()
         if measured.evidence is not None:
             encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
             (folder / "evidence.json").write_bytes(encoded)
-        return judge(run, measured)
+        return judge(msgspec.structs.replace(run, seed=measured.seed), measured)
 
     def _measure(self, run: Run, target: RunTarget, writer: SampleWriter, measured: Measured) -> None:
         endpoint = target.start(run)
+        if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
+            measured.seed = secrets.randbits(SEED_BITS)
         with Driver(
             endpoint.url, endpoint.model, host=platform.node(), request_timeout_s=self._request_timeout_s
         ) as driver:
@@ -176,7 +183,7 @@ class Conductor:
         load = driver.run_cell(
             cell,
             run_id=run.run_id,
-            seed=run.seed,
+            seed=measured.seed,
             on_exchange=on_exchange,
             tick=tick,
             stop=lambda: self._stop() or target.trouble() is not None,
@@ -213,12 +220,14 @@ def _hopeless(measured: Measured) -> bool:
 def judge(run: Run, measured: Measured) -> list[RunResult]:
     """Status, reasons and metrics of every cell of a run, and of the run as a whole. Pure."""
     against = (
-        proof.contradictions(run.test, measured.evidence, measured.transfers) if measured.evidence is not None else []
+        proof.contradictions(run.test, measured.evidence, measured.transfers, measured.exchanges)
+        if measured.evidence is not None
+        else []
     )
     results = [_whole(run, measured, against)]
     done = {cell.name for cell, _, _ in measured.loads}
     for cell, load, exchanges in measured.loads:
-        status, reasons = _verdict(exchanges, load, measured, against)
+        status, reasons = _verdict(cell, exchanges, load, measured, against)
         metrics: dict[str, Estimate] = {}
         if load.started_ns is not None and load.ended_ns is not None:
             metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns)
@@ -236,16 +245,16 @@ def judge(run: Run, measured: Measured) -> list[RunResult]:
 
 
 def _verdict(
-    exchanges: list[Exchange], load: CellLoad, measured: Measured, against: list[str]
+    cell: Cell, exchanges: list[Exchange], load: CellLoad, measured: Measured, against: list[str]
 ) -> tuple[Status, list[str]]:
     measured_ones = [exchange for exchange in exchanges if not exchange.warmup]
-    troubles = proof.cell_troubles(measured_ones)
-    if load.interrupted and measured.failure is not None:
+    troubles = proof.cell_troubles(cell, measured_ones)
+    if measured.failure is not None:
         return "failed", [measured.failure, *troubles]
     if load.interrupted:
         return "interrupted", ["stopped by the user"]
     if against:
-        return "invalid", [*against, *troubles]
+        return "invalid", [*troubles, *against]
     if measured.evidence is None:
         return "failed", [measured.failure or "the run ended before its evidence could be collected", *troubles]
     if not troubles:
@@ -260,7 +269,7 @@ def _whole(run: Run, measured: Measured, against: list[str]) -> RunResult:
     reasons = list(against)
     if measured.interrupted:
         status, reasons = "interrupted", ["stopped by the user"]
-    elif measured.evidence is None:
+    elif measured.failure is not None or measured.evidence is None:
         status, reasons = "failed", [measured.failure or "no evidence was collected"]
     elif against:
         status = "invalid"

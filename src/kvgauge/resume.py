@@ -29,15 +29,19 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     machine  where it ran: what a reader needs to judge the figures, nothing that names the user
     builds   build name -> role -> sha256; empty for a target that is not ours
     target   embedded, or the URL
+    options  of the command line, where they change what is measured
     """
 
     kvgauge: str
     machine: dict[str, str | int]
     builds: dict[str, dict[str, str]]
     target: str
+    options: dict[str, str | float | None] = {}
 
 
-def conditions_now(builds: Mapping[str, Mapping[str, str]], target: str) -> Conditions:
+def conditions_now(
+    builds: Mapping[str, Mapping[str, str]], target: str, options: Mapping[str, str | float | None]
+) -> Conditions:
     return Conditions(
         kvgauge=__version__,
         machine={
@@ -49,6 +53,7 @@ def conditions_now(builds: Mapping[str, Mapping[str, str]], target: str) -> Cond
         },
         builds={name: dict(hashes) for name, hashes in builds.items()},
         target=target,
+        options=dict(options),
     )
 
 
@@ -114,6 +119,11 @@ def refuse_changes(saved: Saved, plan: Plan | None, now: Conditions) -> None:
         changed.append(f"kvgauge (was {before.kvgauge}, is {now.kvgauge})")
     if before.target != now.target:
         changed.append(f"the target (was {before.target}, is {now.target})")
+    changed += [
+        f"{name} (was {before.options.get(name)}, is {value})"
+        for name, value in now.options.items()
+        if before.options.get(name) != value
+    ]
     for build in sorted(before.builds.keys() | now.builds.keys()):
         old, new = before.builds.get(build, {}), now.builds.get(build, {})
         changed += [

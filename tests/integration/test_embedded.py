@@ -158,13 +158,14 @@ def test_more_requests_than_the_pool_holds_wait_and_none_fails(embedded):
     assert len(moves(target, 12)) == 12
 
 
+@pytest.mark.parametrize("backend", ["UCX", "LIBFABRIC"])
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded, operation):
+def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded, operation, backend):
     cell = make_cell(concurrency=4, input_tokens=256, output_tokens=400)
-    target, endpoint = embedded(make_test(operation=operation), cell)
+    target, endpoint = embedded(make_test(operation=operation, backend=backend), cell)
     host, port = endpoint.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": list(range(256)), "max_tokens": 400, "stream": True})
-    for pause in (0.0, 0.01, 0.03, 0.3):
+    for pause in (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.3):
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
         connection.request("POST", "/v1/completions", body)
         time.sleep(pause)
@@ -176,6 +177,7 @@ def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded, o
         if all(report.blocks_free == report.blocks_total for report in reports.values()):
             break
         time.sleep(0.1)
+    assert not [move.failure for move in target.phases() if move.pieces_wrong]
     assert {
         name: (r.blocks_free, r.blocks_total) for name, r in reports.items() if r.blocks_free != r.blocks_total
     } == {}
@@ -192,7 +194,7 @@ def test_several_workers_on_each_side_all_carry_requests(embedded):
     for index in range(6):
         assert post(endpoint, {"prompt": [index] * 40, "max_tokens": 2})[0] == 200
     found = moves(target, 6)
-    assert {(m.prefill_worker, m.decode_worker) for m in found} == {(0, 0), (1, 1)}
+    assert {(m.prefill_worker, m.decode_worker) for m in found} == {(0, 0), (1, 0), (0, 1), (1, 1)}
 
 
 def test_a_killed_worker_is_named_and_nothing_is_left_behind(embedded):
@@ -250,3 +252,29 @@ def test_a_second_target_beside_the_first_does_not_disturb_it(embedded):
     for thread in threads:
         thread.join(60)
     assert answers == {"one": [200] * 4, "two": [200] * 4}
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+@pytest.mark.parametrize("backend", ["UCX", "LIBFABRIC"])
+def test_transfers_past_their_deadline_fail_alone_blame_nobody_and_give_their_blocks_back(embedded, backend, operation):
+    test = make_test(backend=backend, operation=operation)
+    cell = make_cell(load="wave", concurrency=8, requests=16, input_tokens=512, output_tokens=4, warmup_requests=0)
+    target, endpoint = embedded(test, cell, transfer_timeout_s=0.06)
+    exchanges = []
+    with Driver(endpoint.url, endpoint.model, host="h") as driver:
+        driver.run_cell(cell, run_id="r", seed=1, on_exchange=exchanges.append)
+    failed = [e for e in exchanges if e.failure]
+    assert failed, "the time limit was meant to be too short for eight at once"
+    assert {e.failure for e in failed} == {"status"}
+    assert all("past its deadline" in e.detail for e in failed)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        reports = target._reports()
+        if all(report.blocks_free == report.blocks_total for report in reports.values()):
+            break
+        time.sleep(0.1)
+    assert all(report.blocks_free == report.blocks_total for report in reports.values())
+    found = target.phases()
+    assert not [move for move in found if move.pieces_wrong]
+    reasons = proof.contradictions(test, target.evidence(), found)
+    assert not [reason for reason in reasons if "carried otherwise" in reason], reasons

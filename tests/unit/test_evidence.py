@@ -8,6 +8,7 @@ from kvgauge.evidence import machine, nixl, proof, ucx
 from kvgauge.evidence.facts import Evidence, Fact, Missing
 from kvgauge.plan.records import Test
 from kvgauge.samples.records import Exchange, Transfer
+from scene import make_cell
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 LIBFABRIC = (SAMPLES / "nixl-1.5.1-libfabric-tcp-info.log").read_text()
@@ -144,7 +145,31 @@ def an_exchange(**changes):
 
 
 def test_failed_requests_are_counted_by_kind_with_the_first_detail():
-    troubles = proof.cell_troubles([an_exchange(), an_exchange(failure="timeout", detail="no byte for 9 s")])
+    cell = make_cell(output_tokens=1, input_tokens=1)
+    troubles = proof.cell_troubles(cell, [an_exchange(), an_exchange(failure="timeout", detail="no byte for 9 s")])
     assert troubles == ["1 of 2 requests failed (1 timeout); the first: no byte for 9 s. The others flatter the result"]
-    assert proof.cell_troubles([an_exchange()]) == []
-    assert proof.cell_troubles([]) == ["no request was measured"]
+    assert proof.cell_troubles(cell, [an_exchange()]) == []
+    assert proof.cell_troubles(cell, []) == ["no request was measured"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"tokens_out": 7}, "the 1 tokens asked for (the first: 7)"), ({"tokens_in": 3}, "than 1 tokens (the first: 3)")],
+)
+def test_an_answer_or_prompt_of_another_length_is_another_work(changes, word):
+    cell = make_cell(output_tokens=1, input_tokens=1)
+    assert word in proof.cell_troubles(cell, [an_exchange(), an_exchange(**changes)])[0]
+
+
+def test_an_answer_without_a_transfer_on_record_is_a_contradiction():
+    exchanges = [an_exchange(request_id="1"), an_exchange(request_id="2", seq=5)]
+    reasons = proof.contradictions(the_test(), the_evidence(), [a_transfer()], exchanges)
+    assert len(reasons) == 1
+    assert "1 of 2 answered requests have no KV transfer" in reasons[0]
+    failed = [an_exchange(request_id="1"), an_exchange(failure="timeout")]
+    assert proof.contradictions(the_test(), the_evidence(), [a_transfer()], failed) == []
+
+
+def test_a_target_that_sees_no_transport_contradicts_nothing():
+    unseen = the_evidence(backends={}, providers=(), unobserved="a url")
+    assert proof.contradictions(the_test(), unseen, [], [an_exchange()]) == []

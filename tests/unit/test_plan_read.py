@@ -132,7 +132,7 @@ def test_a_short_plan_is_read_with_its_defaults():
         ("name: A", "name: A\n    kv_dtype: bf61", "p.yaml:7: kv_dtype: unknown KV dtype 'bf61'; did you mean 'bf16'?"),
         ("name: A", "name: A\n    baseline: A", "p.yaml:7: baseline: 'A' names itself"),
         ("name: A", "name: A\n    baseline: B", "p.yaml:7: baseline: a cycle: 'A' is compared with"),
-        ("build: 1.5.0", "build: {wheel: x.whl}", "p.yaml:4: build: a plugin folder or a wheel is not supported yet"),
+        ("build: 1.5.0", "build: {wheel: x.whl, core: 1.5.0}", "p.yaml:4: build: a wheel is a build by itself"),
         ("build: 1.5.0", "build: {whee: x.whl}", "p.yaml:4: build: unknown key 'whee'; did you mean 'wheel'?"),
         ("fabric: tcp, ", "", "p.yaml:6: test 'A' has no `fabric`: add it"),
         ("baseline: A", "baseline: &x A", "p.yaml:3: anchors and aliases (& and *) are not allowed"),

@@ -62,7 +62,8 @@ def test_a_70b_step_on_eight_h100_takes_about_ten_milliseconds():
 
 def test_prefill_grows_with_the_prompt():
     model = MODELS["Llama-3.1-8B"]
-    assert prefill_ns(model, H100, 1, 8192) > 4 * prefill_ns(model, H100, 1, 512)
+    assert prefill_ns(model, H100, 1, [8192]) > 4 * prefill_ns(model, H100, 1, [512])
+    assert prefill_ns(model, H100, 1, [8192]) > prefill_ns(model, H100, 1, [512] * 16)
 
 
 def test_the_reference_prompts_are_one_and_two_tokens():

@@ -182,12 +182,14 @@ def evidence(**more):
 
 def test_run_level_metrics_come_from_the_evidence_and_missing_ones_keep_their_reason():
     pairs = tuple(
-        Connection(initiator="d", peer=p, add_remote_ns=ms * MS, make_connection_ns=MS)
-        for p, ms in (("a", 4), ("b", 9))
+        Connection(initiator="d", peer=p, add_remote_ns=ms * MS, make_connection_ns=MS, first_excess_ns=excess * MS)
+        for p, ms, excess in (("a", 4, -1), ("b", 9, 2))
     )
     found = run_metrics(evidence(connections=pairs))
-    assert found["connection_ms_max"].point == 10
-    assert found["connection_ms_mean"].point == 7.5
+    assert found["connection_ms_max"].point == 12
+    assert found["connection_ms_mean"].point == 8
+    unknown = msgspec.structs.replace(pairs[0], first_excess_ns=None)
+    assert "1 of 2 pairs" in run_metrics(evidence(connections=(unknown, pairs[1])))["connection_ms_max"].reason
     assert found["handshake_count_nixl"].point == 8
     assert found["handshake_count_efa"].reason == "no EFA"
     assert found["machine_busy_pct"].point == 50

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "kvgauge"
 # Lower first. A module may import from its own rank and from those above it in this list, never from below.
 ORDER = (
     ("failures",),
-    ("models",),
+    ("models", "gpus"),
     ("samples.records",),
     ("builds", "backends"),
     ("plan",),

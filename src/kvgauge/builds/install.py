@@ -5,7 +5,6 @@ that looks finished. Hashes come from kvgauge's own pins; which index serves the
 """
 
 import fcntl
-import hashlib
 import os
 import platform
 import shutil
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from kvgauge.builds import elf, pins
+from kvgauge.builds import elf, identity, pins
 from kvgauge.builds.records import Build
 from kvgauge.failures import BuildError
 
 MODULE = "nixl_cu12"
 INSTALL_TIMEOUT_S = 900
-_DESCRIPTION = "kvgauge-build.json"
+DESCRIPTION = "kvgauge-build.json"
+STAND_IN = Path("kvgauge-stand-in") / "libcuda.so.1"
 _FORMAT = 1  # raise when what is written beside a build changes: older folders are then made anew
 
 
@@ -36,11 +36,7 @@ def cache_folder() -> Path:
 
 def installed(version: str) -> Build | None:
     """The build, if it is there and whole."""
-    try:
-        raw = (_place(f"nixl-{version}") / _DESCRIPTION).read_bytes()
-        return msgspec.json.decode(raw, type=Build)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return read_description(place(f"nixl-{version}"))
 
 
 def install(version: str, say: Callable[[str], None] = lambda _line: None) -> Build:
@@ -51,16 +47,13 @@ def install(version: str, say: Callable[[str], None] = lambda _line: None) -> Bu
     """
     if version not in pins.known_versions():
         raise BuildError(f"NIXL {version} is not a published build kvgauge knows: {', '.join(pins.known_versions())}")
-    with _locked():
+    with locked():
         found = installed(version)
         if found is not None:
             return found
-        libraries = _place("libraries")
-        if not libraries.exists():
-            say("installing libfabric, hwloc and the CUDA runtime library (27 MB)")
-            _fill(libraries, pins.LIBRARIES, "--prefix", lambda _folder: None)
+        libraries = install_libraries(say)
         say(f"installing NIXL {version} (about 220 MB)")
-        folder = _place(f"nixl-{version}")
+        folder = place(f"nixl-{version}")
         _fill(folder, pins.lock(version), "--target", lambda made: _describe(version, made, folder, libraries))
         found = installed(version)
         if found is None:
@@ -68,14 +61,24 @@ def install(version: str, say: Callable[[str], None] = lambda _line: None) -> Bu
         return found
 
 
-def _place(name: str) -> Path:
+def install_libraries(say: Callable[[str], None]) -> Path:
+    """The folder of libfabric, hwloc and the CUDA runtime; installed if it is not there. Call it `locked`."""
+    libraries = place("libraries")
+    if not libraries.exists():
+        say("installing libfabric, hwloc and the CUDA runtime library (27 MB)")
+        _fill(libraries, pins.LIBRARIES, "--prefix", lambda _folder: None)
+    return libraries
+
+
+def place(name: str) -> Path:
+    """The folder of that name, for this Python and machine."""
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}-f{_FORMAT}"
     return cache_folder() / f"{name}-{tag}"
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
-    """One install at a time, whoever runs it; the kernel frees the lock of a killed one."""
+def locked() -> Iterator[None]:
+    """One install at a time, whoever runs it; the kernel frees the lock of a killed one. raises BuildError"""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,29 +92,42 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _fill(folder: Path, requirements: Path, how: str, describe: Callable[[Path], None]) -> None:
+def fill(folder: Path, work: Callable[[Path], None]) -> None:
+    """Make `folder` anew: `work` puts it together under another name, and it is renamed when whole."""
     if folder.exists():
         shutil.rmtree(folder)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _install_into(made, requirements, how)
-        describe(made)
+        work(made)
         made.chmod(0o755)
         made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _install_into(folder: Path, requirements: Path, how: str) -> None:
-    """By pip of this interpreter, else by uv: whichever is there.
+def _fill(folder: Path, requirements: Path, how: str, describe: Callable[[Path], None]) -> None:
+    def work(made: Path) -> None:
+        _install_into(made, requirements, how)
+        describe(made)
 
-    how  --target for packages; --prefix where a wheel's data folder is wanted too (pip's --target drops its lib/)
+    fill(folder, work)
+
+
+def _install_into(folder: Path, requirements: Path, how: str) -> None:
+    """how  --target for packages; --prefix where a wheel's data folder is wanted too (pip's --target drops its lib/)"""
+    pinned = ["--require-hashes", "--only-binary", ":all:", how, str(folder), "-r", str(requirements)]
+    run_installer(pinned, requirements.stem)
+
+
+def run_installer(options: list[str], what: str) -> None:
+    """`install --no-deps` by pip of this interpreter, else by uv: whichever is there.
+
+    raises  BuildError with the last line of what went wrong
     """
-    options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", how, str(folder), "-r", str(requirements)]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--ignore-installed"]
-    commands = [[*pip, *options]]
+    commands = [[*pip, "--no-deps", *options]]
     if uv := shutil.which("uv"):
-        commands.append([uv, "pip", "install", "-q", "--python", sys.executable, *options])
+        commands.append([uv, "pip", "install", "-q", "--python", sys.executable, "--no-deps", *options])
     last = ""
     for command in commands:
         try:
@@ -123,53 +139,60 @@ def _install_into(folder: Path, requirements: Path, how: str) -> None:
             return
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     raise BuildError(
-        f"cannot install {requirements.stem}: {last}. "
+        f"cannot install {what}: {last}. "
         "Needed: pip in this environment or uv on the PATH, a package index, and about 300 MB of disk"
     )
 
 
 def _describe(version: str, made: Path, final: Path, libraries: Path) -> None:
     """Write the stand-in libcuda and what identifies the build."""
-    shared = [path for path in made.rglob("*.so*") if path.is_file()]
-    symbols = elf.undefined_cuda_symbols(shared)
-    stand_in = made / "kvgauge-stand-in" / "libcuda.so.1"
+    write_stand_in(made, [path for path in made.rglob("*.so*") if path.is_file()])
+    write_description(
+        made,
+        Build(
+            name=version,
+            version=version,
+            folder=str(final),
+            module=MODULE,
+            preload=preloads(libraries),
+            libcuda=str(final / STAND_IN),
+            sha256=identity.hashes(made, MODULE, library(libraries, "libfabric.so.1")),
+        ),
+    )
+
+
+def write_stand_in(folder: Path, shared: list[Path]) -> None:
+    """A libcuda with every name these libraries want of one. raises BuildError for an unknown machine"""
+    stand_in = folder / STAND_IN
     stand_in.parent.mkdir()
     try:
+        symbols = elf.undefined_cuda_symbols(shared)
         stand_in.write_bytes(elf.stand_in("libcuda.so.1", symbols, platform.machine()))
     except ValueError as error:
         raise BuildError(f"{error}; NIXL wheels exist for x86_64 and aarch64") from error
-    preload = tuple(_library(libraries, name) for name in ("libcudart.so.12", "libhwloc.so.15", "libfabric.so.1"))
-    build = Build(
-        name=version,
-        version=version,
-        folder=str(final),
-        module=MODULE,
-        preload=tuple(str(path) for path in preload),
-        libcuda=str(final / "kvgauge-stand-in" / "libcuda.so.1"),
-        sha256=_hashes(made, preload[-1]),
-    )
-    (made / _DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(build)))
 
 
-def _library(folder: Path, name: str) -> Path:
+def preloads(libraries: Path) -> tuple[str, ...]:
+    """What the LIBFABRIC plugin links to and no NIXL wheel brings, in the order they are loaded."""
+    names = ("libcudart.so.12", "libhwloc.so.15", "libfabric.so.1")
+    return tuple(str(library(libraries, name)) for name in names)
+
+
+def library(folder: Path, name: str) -> Path:
+    """The file of that name somewhere below. raises BuildError"""
     found = next(iter(sorted(folder.rglob(name))), None)
     if found is None:
         raise BuildError(f"{name} is missing in {folder}; remove that folder and install again")
     return found
 
 
-def _hashes(folder: Path, libfabric: Path) -> dict[str, str]:
-    patterns = {
-        "plugin_ucx": f".{MODULE}.mesonpy.libs/plugins/libplugin_UCX.so",
-        "plugin_libfabric": f".{MODULE}.mesonpy.libs/plugins/libplugin_LIBFABRIC.so",
-        "libnixl": f".{MODULE}.mesonpy.libs/libnixl.so",
-        "ucx": f"{MODULE}.libs/libucp-*.so*",
-    }
-    found = {role: next(iter(sorted(folder.glob(pattern))), None) for role, pattern in patterns.items()}
-    found["libfabric"] = libfabric
-    return {role: _sha256(path) for role, path in found.items() if path is not None}
+def write_description(folder: Path, build: Build) -> None:
+    (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(build)))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def read_description(folder: Path) -> Build | None:
+    """The build described there, if there is one and it is whole."""
+    try:
+        return msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Build)
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -10,6 +10,7 @@ import os
 import sys
 
 from kvgauge import __version__
+from kvgauge.cli.pages import silence
 from kvgauge.failures import KvgaugeError
 
 COMMANDS = ("run", "plan", "serve", "report", "builds")
@@ -32,27 +33,35 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"kvgauge.cli.{name}").add_parser(commands)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - it stays open as long as we run
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
     except KvgaugeError as error:
-        print(f"kvgauge: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing is wrong
+    except (BrokenPipeError, SystemExit):  # rich turns the first into the second
+        silence()
         return 0
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"kvgauge: {error.strerror or error}{where}", file=sys.stderr)
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return KvgaugeError.exit_code
     except KeyboardInterrupt:
-        print("kvgauge: interrupted", file=sys.stderr)
+        _say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
-        print(f"kvgauge: a mistake of kvgauge's own: {_keep(error)}", file=sys.stderr)
+        _say(f"a mistake of kvgauge's own: {_keep(error)}")
         return KvgaugeError.exit_code
     return code
+
+
+def _say(line: str) -> None:
+    """One line on standard error; what came from elsewhere cannot steer the terminal."""
+    shown = "".join(c if c.isprintable() else " " for c in line)
+    print(f"kvgauge: {shown}", file=sys.stderr)
 
 
 def _keep(error: Exception) -> str:

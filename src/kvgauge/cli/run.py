@@ -29,6 +29,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="start prefill's or decode's workers in this existing network namespace: two hosts on one machine",
+    )
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
     parser.add_argument("--transfer-timeout", type=float, default=60.0, metavar="S", help="of one KV transfer (60)")
     parser.set_defaults(run=run)
@@ -66,10 +73,12 @@ def _saved(args: argparse.Namespace) -> "tuple[Saved, Plan]":
 
 def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> int:
     import signal
+    from math import inf
 
     from rich.console import Console
 
     from kvgauge import resume
+    from kvgauge.cli.pages import pages
     from kvgauge.conduct import Conductor
     from kvgauge.failures import UsageError
     from kvgauge.plan.expand import estimate_s
@@ -78,10 +87,15 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     from kvgauge.report.text import page, print_results
 
     console = Console(stderr=True)
-    if min(args.request_timeout, args.transfer_timeout) <= 0:
-        raise UsageError("time-outs must be above 0 s")
+    if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
+        raise UsageError("time-outs must be above 0 s and finite")
     target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
-    conditions = resume.conditions_now(builds, args.url or "embedded")
+    options = {
+        "request_timeout_s": args.request_timeout,
+        "transfer_timeout_s": args.transfer_timeout,
+        "model": args.model,
+    }
+    conditions = resume.conditions_now(builds, args.url or "embedded", options)
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
@@ -105,7 +119,8 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
             request_timeout_s=args.request_timeout,
         )
         results = conductor.conduct()
-    print_results(results, page(), published=published() if plan.source == REFERENCE_SOURCE else None)
+    with pages():
+        print_results(results, page(), published=published() if plan.source == REFERENCE_SOURCE else None)
     console.print(f"results: {folder}/results.json", markup=False, highlight=False)
     if interrupted:
         more = f"interrupted: `kvgauge run --resume {folder}` goes on"
@@ -131,15 +146,19 @@ def _target_for(
                 f"one deployment runs one test, and this plan has {len(plan.tests)}: say which one runs at {args.url} "
                 f"with --test NAME ({', '.join(test.name for test in plan.tests)})"
             )
+        if args.namespace:
+            raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
         site.site_of(args.url)
         return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model), {}
     from kvgauge.builds.install import install
     from kvgauge.target.embedded import EmbeddedTarget, Options
+    from kvgauge.target.namespaces import read_namespaces
 
+    namespaces = read_namespaces(args.namespace)
     if args.model is not None:
         raise UsageError("--model goes with --url; the embedded target's models are the plan's")
     builds = {name: install(name, say).sha256 for name in dict.fromkeys(test.build for test in plan.tests)}
-    options = Options(transfer_timeout_s=args.transfer_timeout)
+    options = Options(transfer_timeout_s=args.transfer_timeout, namespaces=namespaces)
     return lambda logs: EmbeddedTarget(logs, install, options), builds
 
 
@@ -152,6 +171,9 @@ def _new_folder(out: Path | None, plan: "Plan") -> Path:
 
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = out or Path(RUNS_FOLDER) / f"{stamp}-{slug(plan.name)}"
+    link = Path(RUNS_FOLDER) / "latest"
+    if out is None and link.exists() and not link.is_symlink():
+        raise UsageError(f"{link} is not a link that kvgauge made; move it away, or give --out a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=False)
     except FileExistsError:

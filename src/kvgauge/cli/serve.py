@@ -87,16 +87,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> "Test":
     """The one test that these flags describe. raises UsageError"""
+    from math import inf
+
+    from kvgauge.builds.pins import known_versions
     from kvgauge.failures import UsageError
+    from kvgauge.gpus import GPUS
     from kvgauge.models import DTYPE_BYTES, MODELS, check_tp
     from kvgauge.plan.nodes import nearest
     from kvgauge.plan.records import Test
-    from kvgauge.serve.compute import GPUS
 
     for word, known, what in (
         (args.model, MODELS, "model"),
         (args.kv_dtype, DTYPE_BYTES, "KV dtype"),
         (args.gpu, GPUS, "GPU"),
+        (args.build, known_versions(), "build"),
     ):
         if word not in known:
             raise UsageError(f"unknown {what} {word!r}; {nearest(word, list(known))}")
@@ -104,7 +108,11 @@ def _test(args: argparse.Namespace) -> "Test":
     for tp in (prefill_tp, decode_tp):
         if (reason := check_tp(MODELS[args.model], tp)) is not None:
             raise UsageError(reason)
-    if min(args.prefill_workers, args.decode_workers, args.concurrency) < 1 or args.context < 2 or args.compute < 0:
+    if (
+        min(args.prefill_workers, args.decode_workers, args.concurrency) < 1
+        or args.context < 2
+        or not 0 <= args.compute < inf
+    ):
         raise UsageError("workers and concurrency must be at least 1, context at least 2, compute at least 0")
     return Test(
         name="serve",

@@ -6,6 +6,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: dict[str, int]
 
 
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """Which network interfaces are counted.
+
+    pid        of a process in the network namespace that is meant; None: this process's own
+    interface  that one alone; None: all of them
+    """
+
+    pid: int | None = None
+    interface: str | None = None
+
+
 def parse_stat(text: str) -> Ticks:
     """First line of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice."""
     values = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]
@@ -44,12 +56,13 @@ def parse_stat(text: str) -> Ticks:
     return Ticks(busy=user + nice + system + irq + softirq, idle=idle + iowait, steal=steal)
 
 
-def parse_net_dev(text: str) -> int:
-    """Received bytes over all interfaces in /proc/net/dev."""
-    return sum(int(line.split(":", 1)[1].split()[0]) for line in text.splitlines() if ":" in line)
+def parse_net_dev(text: str, interface: str | None = None) -> int:
+    """Received bytes over all interfaces in /proc/net/dev, or over one."""
+    rows = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return sum(int(row[1].split()[0]) for row in rows if interface in (None, row[0].strip()))
 
 
-def read_snapshot(pids: dict[str, int]) -> Snapshot:
+def read_snapshot(pids: dict[str, int], wires: Sequence[Wire] = (Wire(),)) -> Snapshot:
     """pids   process name -> pid; one that has ended is left out"""
     cpu_s, rss_bytes = {}, {}
     for name, pid in pids.items():
@@ -60,11 +73,21 @@ def read_snapshot(pids: dict[str, int]) -> Snapshot:
             continue
         cpu_s[name] = (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
         rss_bytes[name] = pages * PAGE_BYTES
+    return Snapshot(
+        ticks=parse_stat(Path("/proc/stat").read_text()),
+        wire_bytes=_read_wires(wires),
+        cpu_s=cpu_s,
+        rss_bytes=rss_bytes,
+    )
+
+
+def _read_wires(wires: Sequence[Wire]) -> int | None:
     try:
-        wire = parse_net_dev(Path("/proc/net/dev").read_text())
+        return sum(
+            parse_net_dev(Path(f"/proc/{wire.pid or 'self'}/net/dev").read_text(), wire.interface) for wire in wires
+        )
     except (OSError, ValueError, IndexError):
-        wire = None
-    return Snapshot(ticks=parse_stat(Path("/proc/stat").read_text()), wire_bytes=wire, cpu_s=cpu_s, rss_bytes=rss_bytes)
+        return None
 
 
 def use(before: Snapshot, after: Snapshot) -> MachineUse:

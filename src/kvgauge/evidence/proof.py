@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 from kvgauge.evidence.facts import Evidence, Missing
-from kvgauge.plan.records import Test
+from kvgauge.plan.records import Cell, Test
 from kvgauge.samples.records import Exchange, Transfer
 
 WIRE_PROVIDERS = {"tcp": ("tcp", "sockets"), "efa": ("efa", "srd"), "ib": ("verbs", "rc", "dc", "ud")}
 
 
-def contradictions(test: Test, evidence: Evidence, transfers: Sequence[Transfer]) -> list[str]:
+def contradictions(
+    test: Test, evidence: Evidence, transfers: Sequence[Transfer], exchanges: Sequence[Exchange] = ()
+) -> list[str]:
     """Why nothing of this run may be believed; empty when evidence and plan agree.
 
     A target that cannot see its transport contradicts nothing: its results are shown as unproved.
@@ -19,17 +21,43 @@ def contradictions(test: Test, evidence: Evidence, transfers: Sequence[Transfer]
     return [
         *_backend(test, evidence, transfers),
         *_provider(test, evidence),
+        *_unrecorded(transfers, exchanges),
         *_bytes(transfers),
         *_integrity(transfers),
         *_wire(test, evidence, transfers),
     ]
 
 
-def cell_troubles(measured: Sequence[Exchange]) -> list[str]:
-    """Why this cell's numbers cannot stand for what was offered: requests that failed."""
-    failed = [exchange for exchange in measured if exchange.failure is not None]
+def cell_troubles(cell: Cell, measured: Sequence[Exchange]) -> list[str]:
+    """Why this cell's numbers cannot stand for what was offered: requests that failed, or were not what was asked."""
     if not measured:
         return ["no request was measured"]
+    return [*_failures(measured), *_lengths(cell, measured)]
+
+
+def _lengths(cell: Cell, measured: Sequence[Exchange]) -> list[str]:
+    """Answers and prompts that the server counted otherwise than they were asked for: another work was measured."""
+    counted = [e for e in measured if e.failure is None and e.tokens_source == "usage"]
+    short = [e.tokens_out for e in counted if e.tokens_out != cell.output_tokens]
+    other = [
+        e.tokens_in for e in counted if cell.input_tokens is not None and e.tokens_in not in (None, cell.input_tokens)
+    ]
+    troubles = []
+    if short:
+        troubles.append(
+            f"{len(short)} of {len(counted)} answers have another length than the {cell.output_tokens} tokens asked "
+            f"for (the first: {short[0]}): does the server heed max_tokens and ignore_eos?"
+        )
+    if other:
+        troubles.append(
+            f"{len(other)} of {len(counted)} prompts were counted as another length than {cell.input_tokens} tokens "
+            f"(the first: {other[0]}): does the server take token ids as they are?"
+        )
+    return troubles
+
+
+def _failures(measured: Sequence[Exchange]) -> list[str]:
+    failed = [exchange for exchange in measured if exchange.failure is not None]
     if not failed:
         return []
     kinds: dict[str, int] = {}
@@ -46,7 +74,7 @@ def _backend(test: Test, evidence: Evidence, transfers: Sequence[Transfer]) -> l
         failed = transfers[0].failure if transfers else None
         why = f": {failed}" if failed else ""
         return [f"no KV transfer ended well{why}. Nothing proves that {test.backend} carried anything"]
-    others = {backend: count for backend, count in evidence.backends.items() if backend != test.backend}
+    others = {backend: count for backend, count in evidence.backends.items() if backend not in (test.backend, "none")}
     if others:
         seen = ", ".join(f"{count} by {backend}" for backend, count in others.items())
         return [f"{test.backend} was asked for, but NIXL says that transfers were carried otherwise: {seen}"]
@@ -67,6 +95,19 @@ def _provider(test: Test, evidence: Evidence) -> list[str]:
         line = next((fact.shown_by for fact in evidence.facts if fact.value.startswith(wrong[0])), "")
         return [f"fabric {test.fabric} was asked for, {', '.join(wrong)} carried it ({line})"]
     return []
+
+
+def _unrecorded(transfers: Sequence[Transfer], exchanges: Sequence[Exchange]) -> list[str]:
+    """Every answer needs its KV: one without a transfer on record was answered from somewhere else."""
+    known = {transfer.request_id for transfer in transfers}
+    answered = [exchange for exchange in exchanges if exchange.failure is None]
+    without = [exchange for exchange in answered if exchange.request_id not in known]
+    if not without:
+        return []
+    return [
+        f"{len(without)} of {len(answered)} answered requests have no KV transfer on record (the first: request "
+        f"{without[0].seq} of cell {without[0].cell}): recomputed, cached, or not recorded"
+    ]
 
 
 def _bytes(transfers: Sequence[Transfer]) -> list[str]:

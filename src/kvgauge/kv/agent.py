@@ -5,6 +5,8 @@ A thin edge over the wheel's own API, which differs a little from version to ver
 
 import inspect
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from kvgauge.failures import TransferError
@@ -12,6 +14,14 @@ from kvgauge.kv.layout import Int32, UInt64
 
 State = Literal["DONE", "PROC", "ERR"]
 Handle = Any
+
+# When a peer dies, LIBFABRIC reports each of its cancelled operations by itself, thousands perhaps, as a failure of
+# whatever is asked of the rail next: the poll, or the state of another transfer. And a transfer released before its
+# last such report has come is written to after it was freed: others then seem done without having moved a byte.
+# So after an error the rail is polled until it is clean, and nothing that failed is released before it was quiet.
+RAIL_QUIET_NS = 1_000_000_000
+RAIL_DRAIN_NS = 10_000_000  # of one poll: requests with other peers go on meanwhile
+RAIL_GIVE_UP_NS = 30_000_000_000
 
 
 class Agent:
@@ -33,6 +43,12 @@ class Agent:
         except Exception as error:  # the wheel raises its own types, one per status code
             raise TransferError(f"NIXL agent {name} did not start with {backend}: {_text(error)}") from error
         self._registered: list[Any] = []
+        self._rail = backend == "LIBFABRIC"  # one for all transfers, errors included
+        self._error_ns = -RAIL_QUIET_NS  # the rail's last error
+        self._failing_ns: int | None = None  # since when every poll has failed
+        self._suspects: set[int] = set()  # transfers that met an error, their own or another's
+        self._kept: list[Handle] = []  # to be released once the rail is quiet
+        self._leaving: list[tuple[str, Sequence[Any]]] = []  # peers to be forgotten then
 
     def register(self, address: int, size_bytes: int) -> None:
         """Make host memory reachable for peers. raises TransferError"""
@@ -70,22 +86,58 @@ class Agent:
         except Exception as error:
             raise TransferError(f"{self.name} cannot prepare {len(descriptors)} descriptors: {_text(error)}") from error
 
+    def forget(self, peer: str, prepared: Sequence[Any]) -> None:
+        """Drop a peer that has ended and the lists prepared for it. A build that cannot leaves them until we end."""
+        self._leaving.append((peer, prepared))
+        self._tidy()
+
+    def _quiet(self) -> bool:
+        return not self._rail or time.monotonic_ns() - self._error_ns >= RAIL_QUIET_NS
+
+    def _tidy(self) -> None:
+        """Do what had to wait for the rail to be quiet."""
+        if not (self._kept or self._leaving) or not self._quiet():
+            return
+        for handle in self._kept:
+            with suppress(Exception):
+                self._agent.release_xfer_handle(handle)
+        for peer, prepared in self._leaving:
+            for handle in prepared:
+                with suppress(Exception):
+                    self._agent.release_dlist_handle(handle)
+            with suppress(Exception):  # AttributeError in a build without the call; else the peer was never whole
+                self._agent.remove_remote_agent(peer)
+        self._kept, self._leaving = [], []
+
     def post(
         self, operation: str, local: tuple[Any, Int32], remote: tuple[Any, Int32], notification: bytes
     ) -> tuple[Handle, State]:
         """Start one transfer between rows of prepared lists. raises TransferError"""
         try:
             handle = self._agent.make_prepped_xfer(operation, local[0], local[1], remote[0], remote[1], notification)
+        except Exception as error:
+            raise TransferError(f"{self.name} cannot prepare a {operation}: {_text(error)}") from error
+        try:
             return handle, self._agent.transfer(handle)
         except Exception as error:
+            with suppress(TransferError):
+                self.release(handle)
             raise TransferError(f"{self.name} cannot post a {operation}: {_text(error)}") from error
 
     def state(self, handle: Handle) -> State:
-        """Progress and state of one transfer; ERR also when asking raised."""
+        """Progress and state of one transfer; ERR also when asking raised, and only when it may be released."""
+        if self._failing_ns is not None:
+            return "PROC"
+        if id(handle) in self._suspects:
+            return "ERR" if self._quiet() else "PROC"
         try:
             state: State = self._agent.check_xfer_state(handle)
         except Exception:
-            return "ERR"
+            state = "ERR"
+        if state == "ERR" and self._rail:
+            self._error_ns = self._failing_ns = time.monotonic_ns()
+            self._suspects.add(id(handle))
+            return "PROC"
         return state
 
     def used_backend(self, handle: Handle) -> str:
@@ -103,19 +155,36 @@ class Agent:
             return None
 
     def release(self, handle: Handle) -> None:
-        """Give a transfer back; one that still runs is cancelled where the backend can."""
+        """Give a transfer back; one that still runs is cancelled where the backend can. raises TransferError"""
+        self._suspects.discard(id(handle))
+        if not self._quiet():
+            self._kept.append(handle)
+            return
         try:
             self._agent.release_xfer_handle(handle)
         except Exception as error:
             raise TransferError(f"{self.name} cannot release a transfer: {_text(error)}") from error
 
     def poll(self) -> list[bytes]:
-        """Drive progress and return the notifications that arrived."""
-        try:
-            arrived = self._agent.get_new_notifs()
-        except Exception as error:
-            raise TransferError(f"{self.name} cannot poll {self.backend}: {_text(error)}") from error
+        """Drive progress and return the notifications that arrived. raises TransferError"""
+        began_ns = time.monotonic_ns()
+        while isinstance(arrived := self._poll(), Exception):
+            now_ns = self._error_ns = time.monotonic_ns()
+            self._failing_ns = self._failing_ns or now_ns
+            if not self._rail or now_ns - self._failing_ns > RAIL_GIVE_UP_NS:
+                raise TransferError(f"{self.name} cannot poll {self.backend}: {_text(arrived)}") from arrived
+            if now_ns - began_ns > RAIL_DRAIN_NS:
+                return []
+        self._failing_ns = None
+        self._tidy()
         return [note for notes in arrived.values() for note in notes]
+
+    def _poll(self) -> dict[Any, list[bytes]] | Exception:
+        try:
+            arrived: dict[Any, list[bytes]] = self._agent.get_new_notifs()
+        except Exception as error:
+            return error
+        return arrived
 
 
 def _text(error: Exception) -> str:

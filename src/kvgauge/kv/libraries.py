@@ -6,6 +6,7 @@ Runs in workers only; a process loads one build in its life.
 import ctypes
 import importlib
 import importlib.util
+import os
 import sys
 import types
 from typing import Any
@@ -22,8 +23,17 @@ def load(build: Build, backend: str) -> Any:
     backend  LIBFABRIC needs its libraries in the process before the plugin is opened
     raises   BuildError, naming what is missing
     """
+    if build.plugin_dir is not None and os.environ.get("NIXL_PLUGIN_DIR") != build.plugin_dir:
+        raise BuildError(
+            f"build {build.name} takes its plugins from {build.plugin_dir}, but this worker was started with "
+            f"NIXL_PLUGIN_DIR={os.environ.get('NIXL_PLUGIN_DIR')!r}: another build would have run under its name"
+        )
     if backend == "LIBFABRIC" or build.release < (1, 0):
         preload(build)
+    for needing, paths in build.plugin_needs.items():
+        if needing == backend or build.release < (1, 0):  # older NIXL opens every plugin it finds
+            for path in paths:
+                _load(path, build)
     if build.release < NEEDS_TORCH_BELOW and importlib.util.find_spec("torch") is None:
         stand_in = types.ModuleType("torch")
         stand_in.Tensor = type("Tensor", (), {})  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ No Python runs per block: descriptor lists are prepared once for whole pools, an
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,6 +44,7 @@ class Link:
     local: object
     remote: object
     piece_bytes: int
+    lost_ns: int | None = None  # the peer's process has ended: from then on nothing comes through here any more
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +78,9 @@ class Move:
     bytes_moved: int | None = 0
     backends: set[str] = field(default_factory=set)
     failure: str | None = None
+    settled: bool = True  # False: given up while NIXL still moved bytes; `Mover.settled` tells when it has let go
+    begun_ns: int = 0
+    lost: str | None = None  # its peer's process has ended; what is posted may still end well
 
 
 class Mover:
@@ -93,6 +98,8 @@ class Mover:
         self._first: dict[tuple[str, str], tuple[int, int]] = {}
         self._moves: list[Move] = []
         self._peer_shapes: dict[int, PoolShape] = {}
+        self._forgotten: list[Link] = []
+        self._stuck: dict[int, list[Leg]] = {}  # of moves past their deadline: what NIXL has not let go of
 
     @property
     def busy(self) -> bool:
@@ -107,6 +114,15 @@ class Mover:
         raises  TransferError
         """
         names: dict[tuple[int, int], str] = {}
+        try:
+            self._links[peer.index] = self._link(peer, pairs, names)
+        except TransferError:
+            for (our_rank, _), name in names.items():
+                self._agents[our_rank].forget(name, [])
+            raise
+        self._peer_shapes[peer.index] = peer.shape
+
+    def _link(self, peer: WorkerInfo, pairs: list[Pair], names: dict[tuple[int, int], str]) -> list[Link]:
         links = []
         for pair in pairs:
             agent = self._agents[pair.our_rank]
@@ -124,8 +140,35 @@ class Mover:
                     piece_bytes=self._shape.piece_bytes,
                 )
             )
-        self._links[peer.index] = links
-        self._peer_shapes[peer.index] = peer.shape
+        return links
+
+    def forget(self, peer: int, until_ns: int) -> None:
+        """The peer's process has ended: nothing more is posted to it, and its next one is connected to anew.
+
+        until_ns  what is posted has until then to end by itself. NIXL notices a broken connection at once or not at
+                  all, and bytes our kernel has already received may still be written into the blocks.
+        """
+        links = self._links.pop(peer, [])
+        for link in links:
+            link.lost_ns = until_ns
+        self._forgotten += links
+        for move in self._moves:
+            if move.peer == peer and move.lost is None:
+                move.lost = f"{move.operation}: the worker on the other side has ended"
+                move.deadline_ns = min(move.deadline_ns, until_ns)
+        self._clear_forgotten()
+
+    def _clear_forgotten(self) -> None:
+        stuck = (leg.link.lost_ns for legs in self._stuck.values() for leg in legs)
+        if not self._forgotten or any(move.lost for move in self._moves) or any(stuck):
+            return
+        agents = {link.agent.name: link.agent for link in self._forgotten}
+        prepared: dict[tuple[str, str], list[object]] = defaultdict(list)
+        for link in self._forgotten:
+            prepared[link.agent.name, link.peer].append(link.remote)
+        for (name, peer), lists in prepared.items():
+            agents[name].forget(peer, lists)
+        self._forgotten = []
 
     def _join(self, agent: Agent, remote: RankInfo) -> str:
         name, add_ns, make_ns = agent.connect(remote.metadata)
@@ -143,7 +186,8 @@ class Mover:
     def begin(self, key: int, peer: int, operation: str, blocks: tuple[Int32, Int32], deadline_ns: int) -> Move:
         """Queue one request's move; `progress` posts it pair by pair.
 
-        blocks  (ours, theirs), same length, in prompt order
+        blocks       (ours, theirs), same length, in prompt order
+        deadline_ns  as if it were posted now: time spent waiting for other moves' posts does not count
         """
         ours, theirs = blocks
         move = Move(
@@ -155,6 +199,7 @@ class Mover:
             remote_rows=rows_of(theirs, self._peer_shapes[peer]),
             notification=key.to_bytes(8, "little"),
             deadline_ns=deadline_ns,
+            begun_ns=self._clock_ns(),
         )
         self._moves.append(move)
         return move
@@ -172,20 +217,43 @@ class Mover:
                 ended.append(move)
         if ended:
             self._moves = [move for move in self._moves if move.done_ns is None]
+            self._clear_forgotten()
         return ended
+
+    def settled(self) -> list[int]:
+        """Keys of moves that were given up and that NIXL has let go of since the last call: their blocks are safe."""
+        over = []
+        for key, legs in list(self._stuck.items()):
+            legs[:] = [leg for leg in legs if not self._let_go(leg)]
+            if not legs:
+                del self._stuck[key]
+                over.append(key)
+        if over:
+            self._clear_forgotten()
+        return over
+
+    def _let_go(self, leg: Leg) -> bool:
+        lost = leg.link.lost_ns is not None and self._clock_ns() > leg.link.lost_ns
+        if leg.link.agent.state(leg.handle) == "PROC" and not lost:
+            return False
+        with suppress(TransferError):
+            leg.link.agent.release(leg.handle)
+        return True
 
     def connections(self) -> list[Connection]:
         """What each pair cost, the excess of its first transfer included as soon as it is known."""
         return [self._with_excess(pair, connection) for pair, connection in self._connections.items()]
 
     def _post_one(self) -> None:
-        move = next((move for move in self._moves if move.links and move.failure is None), None)
+        ready = (move for move in self._moves if move.links and move.failure is None and move.lost is None)
+        move = next(ready, None)
         if move is None:
             return
         link = move.links.popleft()
         began = self._clock_ns()
         if move.posted_ns is None:
             move.posted_ns = began
+            move.deadline_ns += began - move.begun_ns
         try:
             handle, _ = link.agent.post(
                 move.operation, (link.local, move.local_rows), (link.remote, move.remote_rows), move.notification
@@ -214,16 +282,26 @@ class Mover:
                 self._release(move, leg)
         move.legs = still
         now = self._clock_ns()
-        if now > move.deadline_ns and (still or move.links) and move.failure is None:
-            move.failure = (
-                f"{move.operation} past its deadline: {len(still)} of {move.descriptors} descriptors' pairs unfinished"
-            )
+        if move.failure is None and (still or move.links):
+            if move.lost is not None and (now > move.deadline_ns or not still):
+                move.failure = move.lost
+            elif move.posted_ns is not None and now > move.deadline_ns:
+                unfinished, pairs = len(still) + len(move.links), len(self._links[move.peer])
+                move.failure = f"{move.operation} past its deadline: {unfinished} of {pairs} pairs of ranks unfinished"
         if move.failure is not None:
-            for leg in still:
-                self._release(move, leg)
+            self._give_up(move, still)
             move.legs, move.links = [], deque()
         if not move.legs and not move.links:
             move.done_ns = now
+
+    def _give_up(self, move: Move, still: list[Leg]) -> None:
+        """A peer that has ended moves nothing more. Otherwise what NIXL still moves is watched until it lets go."""
+        if move.lost is not None:
+            for leg in still:
+                self._release(move, leg)
+        elif still:
+            self._stuck[move.key] = still
+            move.settled = False
 
     def _finish(self, move: Move, leg: Leg) -> None:
         agent = leg.link.agent

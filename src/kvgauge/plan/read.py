@@ -4,6 +4,7 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
 
     name, repetitions, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
     defaults: {fields of a test, for those that do not say otherwise}
+    build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
                 prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
                 expect, baseline}]
@@ -13,10 +14,13 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePath
 from typing import get_args
 
 import msgspec
 
+from kvgauge.builds.records import BuildSource
+from kvgauge.gpus import GPUS
 from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import read_cells
 from kvgauge.plan.metrics import METRICS
@@ -48,6 +52,7 @@ DEFAULTS_KEYS = tuple(key for key in TEST_KEYS if key not in {"name", "baseline"
 TESTS_MAX = 100
 WORKERS_MAX = 64
 NAME_CHARACTERS_MAX = 80
+PATH_CHARACTERS_MAX = 1000
 NOT_FOR_TRANSFER: frozenset[str] = frozenset({"tcp", "shm"})  # fabrics of a rehearsal: they say nothing about EFA
 
 
@@ -137,7 +142,7 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
             raise value.missing(key, f"test {name!r}")
     model = fields["model"].word(MODELS, "model")
     prefill_tp, decode_tp = _tp(fields.get("tp"), model)
-    build = _build(fields["build"], known_builds)
+    build, build_source = _build(fields["build"], known_builds)
     patches = fields["patches"].line_of_text(characters_max=200) if "patches" in fields else "none"
     chosen: dict[str, object] = {
         "name": name,
@@ -145,7 +150,8 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
         "fabric": fields["fabric"].word(get_args(Fabric), "fabric"),
         "build": build,
         "patches": patches,
-        "stand_in": _stand_in(fields.get("stand_in"), patches, build),
+        "build_source": build_source,
+        "stand_in": _stand_in(fields.get("stand_in"), patches, None if build_source else build),
         "model": model,
         "prefill_tp": prefill_tp,
         "decode_tp": decode_tp,
@@ -161,7 +167,7 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
     if "operation" in fields:
         chosen["operation"] = fields["operation"].word(get_args(Operation), "operation")
     if "gpu" in fields:
-        chosen["gpu"] = fields["gpu"].line_of_text(characters_max=NAME_CHARACTERS_MAX)
+        chosen["gpu"] = fields["gpu"].word(GPUS, "GPU")
     if "expect" in fields:
         chosen["expect"] = fields["expect"].word(get_args(Expect), "expectation")
     return msgspec.convert(chosen, Test)
@@ -190,18 +196,37 @@ def _one_tp(value: Value, model_name: str) -> int:
     return tp
 
 
-def _build(value: Value, known_builds: Collection[str]) -> str:
-    if value.is_mapping:
-        # The names are reserved so that a plan for a later version gets a reason, not "wrong type".
-        value.fields(("plugin_dir", "core", "wheel"))
-        raise value.error("a plugin folder or a wheel is not supported yet by this version; name a NIXL release")
-    return value.word(known_builds, "build")
+def _build(value: Value, known_builds: Collection[str]) -> tuple[str, BuildSource | None]:
+    """(published version, None), or (label, where the user's own build lies)."""
+    if not value.is_mapping:
+        return value.word(known_builds, "build"), None
+    fields = value.fields(("plugin_dir", "core", "wheel"))
+    paths = {key: _path(field) for key, field in fields.items() if key != "core"}
+    if "wheel" in fields:
+        if len(fields) > 1:
+            raise value.error("a wheel is a build by itself; remove plugin_dir and core, or the wheel")
+        source = BuildSource(wheel=paths["wheel"])
+    else:
+        for key in ("plugin_dir", "core"):
+            if key not in fields:
+                raise value.missing(key, "a build with a plugin folder of its own")
+        core = fields["core"].scalar("a version or a folder")
+        looks_published = re.fullmatch(r"[0-9.]+", core) is not None
+        core = fields["core"].word(known_builds, "core") if looks_published else _path(fields["core"])
+        source = BuildSource(plugin_dir=paths["plugin_dir"], core=core)
+    return source.label, source
 
 
-def _stand_in(value: Value | None, patches: str, build: str) -> str | None:
+def _path(value: Value) -> str:
+    """A path as it is written; one that is relative starts at the plan's folder."""
+    written = value.line_of_text(characters_max=PATH_CHARACTERS_MAX)
+    return written if written.startswith("~") else str(PurePath(value.source).parent / written)
+
+
+def _stand_in(value: Value | None, patches: str, published: str | None) -> str | None:
     """As written; where nothing is, a published release can only stand in for named patches."""
     if value is None:
-        return None if patches == "none" else stand_in_text(build)
+        return None if patches == "none" or published is None else stand_in_text(published)
     return None if value.is_null else value.line_of_text(characters_max=200)
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from kvgauge.builds.records import BuildSource
+
 Backend = Literal["UCX", "LIBFABRIC"]
 Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
 LoadShape = Literal["single", "wave", "closed"]
@@ -32,9 +34,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 class Test(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the plan: what is varied.
 
-    patches   what the row stands for, as the plan's author calls it
-    build     which NIXL carries it; `stand_in` says so when that is not what `patches` names
-    baseline  tests it is compared with (names); empty for the first baseline, which is compared with nothing
+    patches       what the row stands for, as the plan's author calls it
+    build         which NIXL carries it; `stand_in` says so when that is not what `patches` names
+    build_source  where a build of the user's own lies, and then `build` is its label; None: a published version
+    baseline      tests it is compared with (names); empty for the first baseline, which is compared with nothing
     """
 
     __test__ = False  # pytest: not a test class
@@ -57,6 +60,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str = "H100"
     expect: Expect = "valid"
     baseline: tuple[str, ...] = ()
+    build_source: BuildSource | None = None
 
 
 class Primary(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kvgauge.plan.records import Cell, Plan, Run
+from kvgauge.report.numbers import plain
 from kvgauge.report.results import RunResult
 from kvgauge.samples.records import Exchange
 
@@ -71,7 +72,8 @@ class Live:
         counted = ", ".join(f"{count} {status}" for status, count in statuses.items())
         reason = next((reason for result in given for reason in result.reasons), None)
         line = f"[{self._runs_over}/{self._runs}] {run.test.name} #{run.repetition}: {counted} cells in {took_s:.1f} s"
-        self._console.print(line if reason is None else f"{line}: {reason}", markup=False, highlight=False)
+        text = plain(line if reason is None else f"{line}: {reason}")
+        self._console.print(text, markup=False, highlight=False)
 
     def left_s(self) -> float:
         """Time left: what each test took so far on average; what has not run yet, by the estimate's share."""
@@ -97,6 +99,5 @@ class Live:
         left_s = self.left_s()
         minutes, seconds = divmod(round(left_s), 60)
         passed = f"[{self._runs_over + 1}/{self._runs}]"
-        self._status.update(
-            Text(f"{passed} {self._where} · {self._requests} requests · about {minutes}:{seconds:02d} left")
-        )
+        line = f"{passed} {self._where} · {self._requests} requests · about {minutes}:{seconds:02d} left"
+        self._status.update(Text(plain(line)))

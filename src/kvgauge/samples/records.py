@@ -120,6 +120,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     first_excess_ns: int | None = None
 
     @property
-    def total_ns(self) -> int:
-        """Everything a first request pays for this pair."""
-        return self.add_remote_ns + (self.make_connection_ns or 0) + max(0, self.first_excess_ns or 0)
+    def total_ns(self) -> int | None:
+        """Everything a first request pays for this pair; None while its excess is not known."""
+        if self.first_excess_ns is None:
+            return None
+        return self.add_remote_ns + (self.make_connection_ns or 0) + self.first_excess_ns

@@ -25,6 +25,7 @@ from kvgauge.serve.messages import (
     Report,
     Reserve,
     Reserved,
+    Settled,
     Spec,
     Started,
     ToDecode,
@@ -32,8 +33,11 @@ from kvgauge.serve.messages import (
     Written,
     encode,
 )
-from kvgauge.serve.ranks import Ranks
+from kvgauge.serve.ranks import LIVELY_NS, Ranks
 from kvgauge.serve.vocabulary import answer
+
+PATIENCE = 3  # transfer time-outs to wait for a WRITE: prefill queues and computes first, and tells its own failures
+LOST_GRACE_NS = 1_000_000_000  # what a prefill worker sent before it ended has reached our blocks by then
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Sequence:
     tokens: list[int]
     at: int
     context: int
+    joined_ns: int
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class Incoming:
     written: Written | None = None
     aborted: bool = False
     deadline_ns: int = 0
+    late: str = "WRITE past its deadline: prefill's notifications did not come"
 
 
 class DecodeWorker:
@@ -73,11 +79,32 @@ class DecodeWorker:
         self._step_end_ns: int | None = None
         self._peers: dict[int, WorkerInfo] = {}
         self._decoder = msgspec.msgpack.Decoder(ToDecode)
+        self._stuck: dict[int, int] = {}  # given up, but NIXL has not let go of their blocks -> prefill worker
+        self._lively_until_ns = 0
         self._steps = self._late = self._late_ns_max = 0
         self._backends: dict[str, int] = {}
 
     def on_peers(self, peers: Peers) -> None:
-        self._peers = {worker.index: worker for worker in peers.workers}
+        before, self._peers = self._peers, {worker.index: worker for worker in peers.workers}
+        for index, known in before.items():
+            if self._peers.get(index) != known:
+                self._lose(index)
+
+    def _lose(self, index: int) -> None:
+        """A prefill worker has ended. What had arrived goes on; blocks under way are kept until nothing can write
+        into them; what was not begun is refused."""
+        until_ns = time.monotonic_ns() + LOST_GRACE_NS
+        self._ranks.mover.forget(index, until_ns)
+        for incoming in self._incoming.values():
+            if incoming.request.prefill_worker == index and incoming.move is None:
+                incoming.deadline_ns = min(incoming.deadline_ns, until_ns)
+                incoming.late = f"prefill-{index} has ended"
+        for request in [request for request in self._waiting if request.prefill_worker == index]:
+            self._waiting.remove(request)
+            self._refuse(request.key, f"prefill-{index} has ended", None)
+        if self._spec.operation == "WRITE":  # of a READ, the mover says when NIXL has let go
+            for key in [key for key, worker in self._stuck.items() if worker == index]:
+                self._settled(key)
 
     def on_message(self, raw: bytes) -> None:
         message = self._decoder.decode(raw)
@@ -85,21 +112,29 @@ class DecodeWorker:
             self._waiting.append(message)
         elif isinstance(message, Abort):
             self._abort(message.key)
+        elif isinstance(message, Settled):
+            self._settled(message.key)
         elif (incoming := self._incoming.get(message.key)) is not None:
             incoming.written = message
+            if not message.settled:
+                self._keep(incoming.request)
+        elif message.settled:
+            self._settled(message.key)  # its word came after we had given up
 
     def turn(self, now_ns: int) -> int | None:
         for key in self._ranks.poll():
             self._note(key)
         for move in self._ranks.mover.progress():
             self._moved(move)
+        for key in self._ranks.mover.settled():
+            self._settled(key)
         self._settle_writes(now_ns)
         self._admit(now_ns)
         if self._step_end_ns is not None and time.monotonic_ns() >= self._step_end_ns:
             self._end_step(self._step_end_ns)
         if self._step_end_ns is None and (self._active or self._joining):
             self._begin_step(time.monotonic_ns())
-        if self._incoming:
+        if self._incoming or (self._stuck and now_ns < self._lively_until_ns):
             return 0
         return self._step_end_ns
 
@@ -114,6 +149,9 @@ class DecodeWorker:
             if running >= self._spec.max_batch or not self._table.can_hold(blocks):
                 return
             self._waiting.popleft()
+            if self._ranks.agents and request.prefill_worker not in self._peers:
+                self._refuse(request.key, f"prefill-{request.prefill_worker} has ended", None)
+                continue
             taken = self._table.allocate(request.key, blocks)
             deadline_ns = now_ns + int(self._spec.transfer_timeout_s * 1e9)
             if not self._ranks.agents:
@@ -122,14 +160,14 @@ class DecodeWorker:
             elif isinstance(request, Decode):
                 self._fetch(request, taken, deadline_ns)
             else:
-                self._expect(request, taken, deadline_ns)
+                self._expect(request, taken, now_ns + int(PATIENCE * self._spec.transfer_timeout_s * 1e9))
 
     def _fetch(self, request: Decode, taken: Int32, deadline_ns: int) -> None:
         """READ: connect to that prefill worker if this is the first time, then pull."""
         mover = self._ranks.mover
         ours, theirs = taken[: len(request.blocks)], np.asarray(request.blocks, dtype=np.int32)
+        peer = self._peers[request.prefill_worker]
         try:
-            peer = self._peers[request.prefill_worker]
             if not mover.connected(peer.index):
                 mover.connect(peer, [from_decode(share) for share in self._ranks.shares])
         except TransferError as error:
@@ -165,7 +203,9 @@ class DecodeWorker:
                 self._arrived(incoming, self._write_record(incoming, written))
             elif now_ns > incoming.deadline_ns:
                 del self._incoming[key]
-                self._refuse(key, "WRITE past its deadline: prefill's notifications did not come", None)
+                if incoming.request.prefill_worker in self._peers:
+                    self._stuck[key] = incoming.request.prefill_worker  # it lives: until it says so it may still write
+                self._refuse(key, incoming.late, None)
 
     def _write_record(self, incoming: Incoming, written: Written) -> Transfer:
         return self._record(
@@ -184,7 +224,10 @@ class DecodeWorker:
     def _moved(self, move: Move) -> None:
         incoming = self._incoming.pop(move.key)
         backend = ",".join(sorted(move.backends)) or "none"
-        self._backends[backend] = self._backends.get(backend, 0) + 1
+        if move.backends:
+            self._backends[backend] = self._backends.get(backend, 0) + 1
+        if not move.settled:
+            self._keep(incoming.request)
         record = self._record(
             incoming.request,
             operation="READ",
@@ -218,7 +261,8 @@ class DecodeWorker:
         """Check every block, then let the request join the batch; wrong blocks fail it."""
         key = incoming.request.key
         if incoming.aborted and record.failure is not None:
-            self._table.release(key)
+            self._free(key)
+            self._outbox.send(encode(Released(key)))
             return
         if record.failure is not None:
             self._refuse(key, record.failure, record)
@@ -241,8 +285,21 @@ class DecodeWorker:
             self._join(incoming.request, checked.digest)
             self._outbox.send(encode(Started(key, record)))
 
-    def _refuse(self, key: int, reason: str, record: Transfer | None) -> None:
+    def _free(self, key: int) -> None:
+        """Give the blocks back, unless a transfer that never ended may still write into them."""
+        if key not in self._stuck:
+            self._table.release(key)
+
+    def _keep(self, request: Decode | Reserve) -> None:
+        self._stuck[request.key] = request.prefill_worker
+        self._lively_until_ns = time.monotonic_ns() + LIVELY_NS
+
+    def _settled(self, key: int) -> None:
+        self._stuck.pop(key, None)
         self._table.release(key)
+
+    def _refuse(self, key: int, reason: str, record: Transfer | None) -> None:
+        self._free(key)
         self._outbox.send(encode(Refused(key, reason, kv=True, transfer=record)))
 
     def _abort(self, key: int) -> None:
@@ -264,17 +321,18 @@ class DecodeWorker:
 
     def _join(self, request: Decode | Reserve, digest: int) -> None:
         tokens = answer(digest, request.max_tokens)
-        self._joining.append(Sequence(request.key, tokens, 0, request.prompt_tokens))
+        self._joining.append(Sequence(request.key, tokens, 0, request.prompt_tokens, time.monotonic_ns()))
 
     def _begin_step(self, start_ns: int) -> None:
-        for sequence in self._joining:
+        """A step takes in who had joined when it began: nobody gets a part of a step for nothing."""
+        for sequence in [sequence for sequence in self._joining if sequence.joined_ns <= start_ns]:
+            self._joining.remove(sequence)
             self._active[sequence.key] = sequence
             self._context += sequence.context
-        self._joining.clear()
         spec = self._spec
         took_ns = 0
         if spec.compute > 0:
-            modelled = decode_ns(self._ranks.model, self._gpu, spec.tp, len(self._active), self._context)
+            modelled = decode_ns(self._ranks.model, self._gpu, spec.tp, len(self._active), self._context, spec.kv_dtype)
             took_ns = int(modelled * spec.compute)
         self._step_end_ns = start_ns + took_ns
 
@@ -300,14 +358,19 @@ class DecodeWorker:
             self._outbox.send(encode(Tokens(now_ns, keys, tokens, ended)))
         self._steps += 1
         self._step_end_ns = None
-        if self._active or self._joining:
-            self._begin_step(end_ns)
-            step_ns = (self._step_end_ns or now_ns) - end_ns
-            late_ns = now_ns - end_ns
-            if late_ns > max(step_ns, 1) and self._spec.compute > 0:
-                self._late += 1
-                self._late_ns_max = max(self._late_ns_max, late_ns)
-                self._step_end_ns = now_ns + step_ns
+        start_ns = end_ns if self._spec.compute > 0 else now_ns
+        if self._active or any(sequence.joined_ns <= start_ns for sequence in self._joining):
+            self._begin_step(start_ns)
+            self._catch_up(start_ns, now_ns)
+
+    def _catch_up(self, start_ns: int, now_ns: int) -> None:
+        """A whole step behind: begin from now, and say so."""
+        step_ns = (self._step_end_ns or start_ns) - start_ns
+        late_ns = now_ns - start_ns
+        if late_ns > max(step_ns, 1) and self._spec.compute > 0:
+            self._late += 1
+            self._late_ns_max = max(self._late_ns_max, late_ns)
+            self._step_end_ns = now_ns + step_ns
 
     def report(self) -> Report:
         return Report(

@@ -20,6 +20,7 @@ from kvgauge.serve import openai
 from kvgauge.serve.http import BadRequest, Connection, HttpRequest, response
 from kvgauge.serve.messages import (
     Died,
+    Down,
     FromParent,
     FrontendSpec,
     Listening,
@@ -27,6 +28,7 @@ from kvgauge.serve.messages import (
     Open,
     Stop,
     ToFrontend,
+    Up,
     encode,
 )
 from kvgauge.serve.openai import ApiError
@@ -50,8 +52,9 @@ class Frontend:
         self._control.connect(spec.control)
         self._inbox = self._socket(zmq.PULL)
         self._inbox.bind(spec.inbox)
-        prefill = [self._outgoing(endpoint) for endpoint in spec.prefill]
-        decode = [self._outgoing(endpoint) for endpoint in spec.decode]
+        self._endpoints = {"prefill": spec.prefill, "decode": spec.decode}
+        prefill, decode = ([self._outgoing(endpoint) for endpoint in side] for side in self._endpoints.values())
+        self._workers = {"prefill": prefill, "decode": decode}
         self._router = Router(
             spec.model,
             spec.operation,
@@ -108,6 +111,14 @@ class Frontend:
                 return True
             if isinstance(message, Open):
                 self._open = True
+                self._control.send(encode(message))
+            elif isinstance(message, Down):
+                self._workers[message.role][message.index].close(linger=0)  # with what it never read
+                self._router.down(message.role, message.index, message.how)
+            elif isinstance(message, Up):
+                again = self._outgoing(self._endpoints[message.role][message.index])
+                self._workers[message.role][message.index] = again
+                self._router.up(message.role, message.index)
 
     def _read_inbox(self) -> bool:
         """At most 64 messages before clients get their turn. True when more may be waiting."""
@@ -220,7 +231,9 @@ class Frontend:
             }
             return response(200, msgspec.json.encode({"object": "list", "data": [model] if self._open else []}))
         if request.path == "/metrics":
-            self._router.metrics.gauges["vllm:num_requests_running"] = float(self._router.in_flight)
+            waiting = self._router.waiting
+            self._router.metrics.gauges["vllm:num_requests_waiting"] = float(waiting)
+            self._router.metrics.gauges["vllm:num_requests_running"] = float(self._router.in_flight - waiting)
             return response(200, self._router.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
         raise ApiError(404, f"there is no {request.path} here; try /v1/completions, /v1/models, /health or /metrics")
 

@@ -2,10 +2,10 @@
 
     frontend -> prefill   Prefill, Release
     frontend -> decode    Decode, Reserve (WRITE only), Abort
-    prefill  -> frontend  Prefilled, Written (WRITE only), Refused
+    prefill  -> frontend  Prefilled, Written (WRITE only)
     decode   -> frontend  Reserved (WRITE only), Tokens, Started, Refused, Released
     worker   -> parent    Ready, Report, Died;         parent -> worker    Peers, Ask, Stop
-    frontend -> parent    Listening, Moved, Died;      parent -> frontend  Open, Stop
+    frontend -> parent    Listening, Open, Moved, Died;  parent -> frontend  Open, Down, Up, Stop
 
 `key` is the request's 64-bit nonce: it also stamps the request's blocks. Times are monotonic ns of this host.
 """
@@ -20,7 +20,10 @@ PARENT_VARIABLE = "KVGAUGE_PARENT_PID"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything one worker process is started with; arrives on its standard input."""
+    """Everything one worker process is started with; arrives on its standard input.
+
+    generation  how often this worker was started before: its agents' names must differ from those that died
+    """
 
     role: str  # prefill or decode
     index: int
@@ -43,6 +46,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     transfer_timeout_s: float
     max_batch: int = 256
     max_batch_tokens: int = 8192
+    generation: int = 0
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +67,8 @@ class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prefill(msgspec.Struct, tag="prefill", array_like=True, frozen=True):
+    """decode_worker: who will want the blocks."""
+
     key: int
     digest: int
     prompt_tokens: int
@@ -95,11 +101,19 @@ class Written(msgspec.Struct, tag="written", array_like=True, frozen=True):
     bytes_moved: int | None
     backend: str
     failure: str | None
+    settled: bool = True  # False: NIXL may still write; Settled follows when it cannot any more
 
 
-def called_off(key: int, decode_worker: int) -> Written:
+class Settled(msgspec.Struct, tag="settled", array_like=True, frozen=True):
+    """A WRITE that was given up has let go of its blocks on both sides."""
+
+    key: int
+    decode_worker: int
+
+
+def called_off(key: int, decode_worker: int, why: str = "called off: nobody waits for it any more") -> Written:
     """What decode is told when a WRITE it has reserved blocks for will not come."""
-    return Written(key, decode_worker, 0, 0, 0, 0, None, "none", "called off: the client left")
+    return Written(key, decode_worker, 0, 0, 0, 0, None, "none", why)
 
 
 class Decode(msgspec.Struct, tag="decode", array_like=True, frozen=True):
@@ -167,7 +181,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
 
 
 class Peers(msgspec.Struct, tag="peers", array_like=True, frozen=True):
-    """The workers of the other side."""
+    """The workers of the other side that are up, all of them. Told again when one has ended or is back."""
 
     workers: list[WorkerInfo]
 
@@ -198,7 +212,22 @@ class Moved(msgspec.Struct, tag="moved", array_like=True, frozen=True):
 
 
 class Open(msgspec.Struct, tag="open", array_like=True, frozen=True):
-    """Every worker is ready: the frontend may say so."""
+    """Every worker is ready: the frontend may say so. Sent back once it does, so that no request comes too early."""
+
+
+class Down(msgspec.Struct, tag="down", array_like=True, frozen=True):
+    """A worker has ended: nothing can be sent to it, and what it was doing will not be done. `how`: for its clients."""
+
+    role: str
+    index: int
+    how: str
+
+
+class Up(msgspec.Struct, tag="up", array_like=True, frozen=True):
+    """A worker that was down is there again, and the other side knows it: it takes requests."""
+
+    role: str
+    index: int
 
 
 class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
@@ -214,9 +243,9 @@ class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
 
 
 ToPrefill = Prefill | Release
-ToDecode = Decode | Reserve | Abort | Written
-ToFrontend = Prefilled | Written | Reserved | Started | Tokens | Refused | Released
-ToParent = Ready | Report | Died | Listening | Moved
-FromParent = Peers | Ask | Stop | Open
+ToDecode = Decode | Reserve | Abort | Written | Settled
+ToFrontend = Prefilled | Written | Settled | Reserved | Started | Tokens | Refused | Released
+ToParent = Ready | Report | Died | Listening | Open | Moved
+FromParent = Peers | Ask | Stop | Open | Down | Up
 
 encode = msgspec.msgpack.Encoder().encode

@@ -24,6 +24,7 @@ from kvgauge.kv.transfer import Mover, RankInfo, WorkerInfo
 from kvgauge.models import BLOCK_TOKENS, DTYPE_BYTES, Model
 from kvgauge.serve.messages import Spec
 
+LIVELY_NS = 5_000_000_000  # progress is driven this long for transfers that were given up, so that they may still end
 MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels are touched page by page
 
 
@@ -80,8 +81,9 @@ class Ranks:
     def _start(self, spec: Spec, backend: str) -> None:
         assert spec.build is not None
         api = self._timed("load", lambda: libraries.load(spec.build, backend))
+        again = f"-again-{spec.generation}" if spec.generation else ""
         for rank in range(spec.tp):
-            name = f"{spec.role}-{spec.index}-rank-{rank}"
+            name = f"{spec.role}-{spec.index}-rank-{rank}{again}"
             agent = self._timed(
                 "agents", lambda name=name: Agent(api, name, backend, progress_thread=spec.progress_thread)
             )

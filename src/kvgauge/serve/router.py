@@ -26,6 +26,7 @@ from kvgauge.serve.messages import (
     Released,
     Reserve,
     Reserved,
+    Settled,
     Started,
     Tokens,
     Written,
@@ -55,7 +56,14 @@ class Request:
     transfer: Transfer | None = None
     first_ns: int | None = None
     written_ns: int | None = None
+    started: bool = False
     sent: int = 0
+
+    def needs(self, role: str, index: int) -> bool:
+        """Whether it cannot end without that worker: prefill's part is over once decode has everything."""
+        if role == "decode":
+            return self.decode == index
+        return self.prefill == index and not self.started and not self.sent
 
     def on_written(self) -> None:
         """Its first token is about to leave."""
@@ -75,8 +83,8 @@ class Router:
         self.dirty: dict[Connection, None] = {}
         self.moved: list[Transfer] = []
         self._operation = operation
-        self._prefill_count, self._decode_count = workers
-        self._to_prefill, self._to_decode = send
+        self._up = {"prefill": list(range(workers[0])), "decode": list(range(workers[1]))}
+        self._send_prefill, self._send_decode = send
         self._requests: dict[int, Request] = {}
         self._host = socket.gethostname()
         self._turn = 0
@@ -85,10 +93,20 @@ class Router:
     def in_flight(self) -> int:
         return len(self._requests)
 
+    @property
+    def waiting(self) -> int:
+        """Requests without a token yet."""
+        return sum(request.first_ns is None for request in self._requests.values())
+
     def submit(self, client: Connection, asked: Asked, received_ns: int) -> None:
-        """raises ApiError 503 when too much is in flight."""
+        """raises ApiError 503 when too much is in flight, or a whole side is down."""
         if len(self._requests) >= MAX_REQUESTS:
             raise ApiError(503, f"{MAX_REQUESTS} requests are in flight already; try again later")
+        for role, up in self._up.items():
+            if not up:
+                raise ApiError(503, f"no {role} worker is up; try again later")
+        ups = self._up["prefill"], self._up["decode"]
+        prefill, decode = ups[0][self._turn % len(ups[0])], ups[1][self._turn // len(ups[0]) % len(ups[1])]
         key = 0
         while key == 0 or key in self._requests:
             key = secrets.randbits(64)
@@ -97,8 +115,8 @@ class Router:
             key=key,
             asked=asked,
             client=client,
-            prefill=self._turn % self._prefill_count,
-            decode=self._turn % self._decode_count,
+            prefill=prefill,
+            decode=decode,
             received_ns=received_ns,
             writer=openai.Writer(asked, f"{key:016x}", self.model, created),
             created=created,
@@ -110,7 +128,30 @@ class Router:
             reserve = Reserve(key, asked.digest, asked.prompt_tokens, asked.max_tokens, request.prefill)
             self._to_decode(request.decode, encode(reserve))
         else:
-            self._to_prefill(request.prefill, encode(Prefill(key, asked.digest, asked.prompt_tokens)))
+            self._to_prefill(request.prefill, encode(Prefill(key, asked.digest, asked.prompt_tokens, request.decode)))
+
+    def down(self, role: str, index: int, how: str) -> None:
+        """A worker has ended: send it nothing more, fail what needs it and have the other side give up its blocks."""
+        if index not in self._up[role]:
+            return
+        self._up[role].remove(index)
+        for request in [request for request in self._requests.values() if request.needs(role, index)]:
+            del self._requests[request.key]
+            self._to_decode(request.decode, encode(Abort(request.key)))
+            self._to_prefill(request.prefill, encode(Release(request.key)))
+            self._fail(request, ApiError(503, f"{how} while it had this request; send it again"))
+
+    def up(self, role: str, index: int) -> None:
+        """A worker that was down takes requests again."""
+        self._up[role] = sorted({*self._up[role], index})
+
+    def _to_prefill(self, index: int, raw: bytes) -> None:
+        if index in self._up["prefill"]:
+            self._send_prefill(index, raw)
+
+    def _to_decode(self, index: int, raw: bytes) -> None:
+        if index in self._up["decode"]:
+            self._send_decode(index, raw)
 
     def drop(self, client: Connection) -> None:
         """The client has gone: stop what is still being done for it."""
@@ -132,7 +173,7 @@ class Router:
             self._started(message)
         elif isinstance(message, Reserved):
             self._reserved(message)
-        elif isinstance(message, Written):
+        elif isinstance(message, Written | Settled):
             self._to_decode(message.decode_worker, encode(message))
         elif isinstance(message, Refused):
             self._refused(message)
@@ -162,7 +203,7 @@ class Router:
         self._to_prefill(request.prefill, encode(prefill))
 
     def _release(self, key: int) -> None:
-        for prefill in range(self._prefill_count):
+        for prefill in self._up["prefill"]:
             self._to_prefill(prefill, encode(Release(key)))
 
     def _started(self, message: Started) -> None:
@@ -170,7 +211,7 @@ class Router:
             self._observe(message.transfer)
         request = self._requests.get(message.key)
         if request is not None:
-            request.transfer = message.transfer
+            request.started, request.transfer = True, message.transfer
 
     def _observe(self, transfer: Transfer) -> None:
         self.moved.append(transfer)
@@ -191,10 +232,14 @@ class Router:
         request = self._requests.pop(message.key, None)
         if request is None:
             return
+        self._fail(request, ApiError(500, f"{'KV transfer failed: ' if message.kv else ''}{message.reason}"))
+
+    def _fail(self, request: Request, error: ApiError) -> None:
+        """Tell the client of a request that is not known any more: a status, or an event within its stream."""
         self.metrics.counters["kvgauge:request_failed_total"] += 1
-        error = ApiError(500, f"{'KV transfer failed: ' if message.kv else ''}{message.reason}")
         client = request.client
-        client.out.append(openai.error_event(error) if request.sent else response(500, error.body))
+        begun = request.sent > 0 and request.asked.stream
+        client.out.append(openai.error_event(error) if begun else response(error.status, error.body))
         client.busy = False
         self.dirty[client] = None
 

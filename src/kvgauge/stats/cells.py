@@ -110,8 +110,10 @@ def latencies(good: Sequence[Exchange]) -> dict[str, Estimate]:
 
 
 def tpot_ms(exchange: Exchange) -> float | None:
-    """(e2e - ttft) / (N - 1) in ms; None below two tokens, or when they came in one event and show no pace."""
-    if exchange.tokens_out < 2 or len(exchange.arrivals_ns) < 2:
+    """(e2e - ttft) / (N - 1) in ms; None below two tokens, when they came in one event and show no pace, or when the
+    server gave no usage: events are not tokens.
+    """
+    if exchange.tokens_out < 2 or len(exchange.arrivals_ns) < 2 or exchange.tokens_source != "usage":
         return None
     return (exchange.arrivals_ns[-1] - exchange.arrivals_ns[0]) / NS_PER_MS / (exchange.tokens_out - 1)
 
@@ -147,10 +149,15 @@ def _rates(good: Sequence[Exchange], duration_ns: int) -> dict[str, Estimate]:
         return {name: missing(unit, reason) for name, unit in units.items()}
     sums = (sum(exchange.tokens_out for exchange in good), len(good))
     reason = "one value for the whole run: an interval needs repeated runs"
-    return {
+    rates = {
         name: bare(total / (duration_ns / 1e9), unit, 1, reason)
         for (name, unit), total in zip(units.items(), sums, strict=True)
     }
+    uncounted = sum(exchange.tokens_source != "usage" for exchange in good)
+    if uncounted:
+        why = f"{uncounted} of {len(good)} answers carried no usage: their events are not tokens"
+        rates["output_token_throughput_tok_s"] = missing("tok/s", why)
+    return rates
 
 
 def _lateness(measured: Sequence[Exchange]) -> Estimate:

@@ -47,8 +47,15 @@ def _connection_times(connections: Sequence[Connection]) -> dict[str, Estimate]:
     if not connections:
         none = missing("ms", "the target reports no connections")
         return {"connection_ms_max": none, "connection_ms_mean": none}
-    times = [connection.total_ns / NS_PER_MS for connection in connections]
-    n = len(times)
+    times = [connection.total_ns / NS_PER_MS for connection in connections if connection.total_ns is not None]
+    n = len(connections)
+    if len(times) < n:
+        none = missing(
+            "ms",
+            f"{n - len(times)} of {n} pairs of agents had fewer than 3 later transfers of their first one's size: what "
+            "the first one cost beyond them is not known",
+        )
+        return {"connection_ms_max": none, "connection_ms_mean": none}
     return {
         "connection_ms_max": bare(max(times), "ms", n, "the slowest pair: no interval within a run"),
         "connection_ms_mean": bare(sum(times) / n, "ms", n, "pairs of one run share its start: no interval"),

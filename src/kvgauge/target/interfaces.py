@@ -21,3 +21,12 @@ def first_outward() -> tuple[str, str] | None:
             if flags & IFF_UP and not flags & IFF_LOOPBACK:
                 return name, socket.inet_ntoa(raw)
     return None
+
+
+def main() -> None:
+    """Print it, for a parent that asks from outside this network namespace: `python -m kvgauge.target.interfaces`."""
+    print(*first_outward() or ())
+
+
+if __name__ == "__main__":
+    main()

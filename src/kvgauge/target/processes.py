@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,27 @@ LOG_READ_BYTES = 4 << 20
 
 
 class Process:
-    """One child. Its standard error goes to a file: NIXL's and UCX's start-up lines are evidence."""
+    """One child. Its standard error goes to a file: NIXL's and UCX's start-up lines are evidence.
 
-    def __init__(self, name: str, module: str, spec: bytes, environment: dict[str, str], log: Path) -> None:
+    through  the command it is started through, which must become it (`ip netns exec NAME`)
+    log      appended to: a worker that is started again goes on in the same file
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        spec: bytes,
+        environment: dict[str, str],
+        log: Path,
+        through: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.log_path = log
-        with log.open("wb") as handle:
+        self.through, self.module, self.environment = through, module, environment
+        with log.open("ab") as handle:
             self._child: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [*through, sys.executable, "-P", "-m", module],  # -P: nothing is imported from the current folder
                 stdin=subprocess.PIPE,
                 stdout=handle,
                 stderr=handle,
@@ -46,14 +60,19 @@ class Process:
         with self.log_path.open("rb") as handle:
             return handle.read(LOG_READ_BYTES).decode("utf-8", "replace")
 
-    def ended(self) -> str | None:
-        """None while it runs; else how it ended and its last lines."""
+    def how(self) -> str | None:
+        """None while it runs; else how it ended, in a few words."""
         code = self._child.poll()
         if code is None:
             return None
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"{self.name} was killed by signal {-code}" if code < 0 else f"{self.name} ended with exit code {code}"
+
+    def ended(self) -> str | None:
+        """None while it runs; else how it ended and its last lines."""
+        if (how := self.how()) is None:
+            return None
         tail = " | ".join(line for line in self.log().splitlines()[-LOG_TAIL_LINES:] if line.strip())
-        return f"{self.name} {how}; its last lines: {tail or '(none)'}"
+        return f"{how}; its last lines: {tail or '(none)'}"
 
     def wait(self, until: float) -> bool:
         """Whether it ended before `until` (monotonic seconds)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 # Which published builds do what over tcp without a GPU was established by moving checked blocks:
-# docs/decisions/0003-published-builds.md holds the table.
+# `kvgauge builds test --all` repeats it; docs/builds.md holds the table.
 _WRONG = "LIBFABRIC over tcp reports DONE for blocks that are wrong"
 NOTES = {
     **dict.fromkeys(("0.7.1", "0.8.0", "0.9.0", "0.10.0", "0.10.1"), _WRONG),

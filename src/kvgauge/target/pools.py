@@ -1,0 +1,62 @@
+"""How many KV blocks each worker's pool holds. Pure: memory is given, not read."""
+
+from kvgauge.failures import TargetError
+from kvgauge.models import BLOCK_TOKENS, MODELS, blocks, copies, kv_bytes_per_token
+from kvgauge.plan.records import Cell, Test
+from kvgauge.serve.vocabulary import token_count
+
+POOL_SHARE = 0.6  # of the memory that is available, for all pools together
+LEAST_BLOCKS = 64
+DEFAULT_CONCURRENCY = 20
+DEFAULT_REQUEST_TOKENS = 1024
+
+
+def pool_blocks(test: Test, cells: tuple[Cell, ...], available_bytes: int | None) -> tuple[dict[str, int], str | None]:
+    """Blocks of one worker of each role, and a note when memory cut them: beyond that, requests wait for admission.
+
+    available_bytes  memory that can be taken; None: the pools are not real, so there are plenty
+    raises           TargetError when there is too little even for short pools
+    """
+    wanted = _wanted(test, cells)
+    if available_bytes is None:
+        return {role: count * 4 for role, count in wanted.items()}, None
+    model = MODELS[test.model]
+    block_bytes = kv_bytes_per_token(model, test.kv_dtype) * BLOCK_TOKENS
+    spread = {"prefill": (test.prefill_tp, test.prefill_workers), "decode": (test.decode_tp, test.decode_workers)}
+    needed = sum(wanted[role] * workers * block_bytes * copies(model, tp) for role, (tp, workers) in spread.items())
+    budget = int(available_bytes * POOL_SHARE)
+    if needed <= budget:
+        return wanted, None
+    scaled = {role: int(count * budget / needed) for role, count in wanted.items()}
+    longest = blocks(context_tokens(cells, DEFAULT_REQUEST_TOKENS))
+    if min(scaled.values()) < max(longest, LEAST_BLOCKS // 2):
+        raise TargetError(
+            f"{test.model} needs {needed >> 20} MiB of KV pools for this plan and {budget >> 20} MiB may be used: "
+            "lower the concurrency or the prompt length, or choose a smaller model"
+        )
+    note = f"KV pools cut to {budget >> 20} of {needed >> 20} MiB for want of memory: requests queue for admission"
+    return scaled, note
+
+
+def context_tokens(cells: tuple[Cell, ...], default: int) -> int:
+    """The longest prompt and answer together that any cell asks for; `default` without cells."""
+    return max((_prompt(cell) + cell.output_tokens for cell in cells), default=default)
+
+
+def _prompt(cell: Cell) -> int:
+    """Prompt tokens of one request; chat and completions count text alike here."""
+    return cell.input_tokens if cell.input_tokens is not None else token_count(cell.prompt or "")
+
+
+def _wanted(test: Test, cells: tuple[Cell, ...]) -> dict[str, int]:
+    """Enough for the cell that needs most, spread over the workers; and for one request of any cell on each."""
+    if not cells:
+        both = DEFAULT_CONCURRENCY * blocks(DEFAULT_REQUEST_TOKENS)
+        return {"prefill": -(-both // test.prefill_workers), "decode": -(-both // test.decode_workers)}
+    one = blocks(context_tokens(cells, 0))  # a worker that cannot hold the longest request would never admit it
+    prompts = max(blocks(_prompt(cell)) * cell.concurrency for cell in cells)
+    wholes = max(blocks(_prompt(cell) + cell.output_tokens) * cell.concurrency for cell in cells)
+    return {
+        "prefill": max(LEAST_BLOCKS, one, -(-prompts // test.prefill_workers)),
+        "decode": max(LEAST_BLOCKS, one, -(-wholes // test.decode_workers)),
+    }

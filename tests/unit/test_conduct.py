@@ -1,0 +1,412 @@
+"""A plan's runs from start to verdict, with a target and a driver that the test plays."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from kvgauge import conduct, resume
+from kvgauge.conduct import Conductor
+from kvgauge.evidence.facts import Evidence, Missing
+from kvgauge.failures import BuildError, TargetError
+from kvgauge.load.drive import CellLoad
+from kvgauge.plan.expand import expand
+from kvgauge.plan.records import Plan, Primary
+from kvgauge.samples.read import load_exchanges, load_transfers
+from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.target.contract import Endpoint
+from scene import make_cell, make_test
+
+MS = 1_000_000
+BYTES = 8 * 28 * 128 * 2 * 2 * 64  # 64 tokens of Qwen3-0.6B in bf16
+CONDITIONS = resume.Conditions(kvgauge="9.9", machine={"cores": 2}, builds={}, target="embedded")
+
+
+class World:
+    """What the target and the driver do, and what was done to them.
+
+    answer   (run id, cell name, seq) -> what goes wrong with that request, or None
+    ttft_ms  run id -> what each request of that run takes to its first token
+    """
+
+    def __init__(self):
+        self.calls, self.moves = [], []
+        self.answer = lambda _run, _cell, _seq: None
+        self.ttft_ms = lambda _run: 10.0
+        self.change, self.transfer = {}, {}
+        self.start_fails = self.prepare_fails = self.evidence_fails = self.trouble = None
+        self.stopped, self.fresh = False, True
+        self.stop_after = self.dies_after = None
+        self.offered = 0
+        self.seeds = []
+
+
+class FakeTarget:
+    def __init__(self, world, logs):
+        self.world, self.logs = world, logs
+
+    def prepare(self, test):
+        self.world.calls.append(("prepare", test.name))
+        if self.world.prepare_fails:
+            raise self.world.prepare_fails
+
+    def start(self, run):
+        self.world.calls.append(("start", run.run_id))
+        if self.world.start_fails and run.run_id in self.world.start_fails:
+            raise TargetError("decode-0 did not start: no such model")
+        self.world.moves, self.world.trouble = [], None
+        return Endpoint(url="http://127.0.0.1:1", model="m", fresh=self.world.fresh, same_clock=True)
+
+    def evidence(self):
+        if self.world.evidence_fails:
+            raise TargetError(self.world.evidence_fails)
+        base = {
+            "backends": {"UCX": 1}, "providers": ("tcp/lo",), "facts": (), "connections": (),
+            "handshakes_nixl": Missing(reason="-"), "handshakes_efa": Missing(reason="-"), "wire_bytes": 1 << 40,
+            "gpu_memory_bytes": Missing(reason="-"), "build_sha256": {}, "machine": Missing(reason="-"),
+        }  # fmt: skip
+        return Evidence(**(base | self.world.change))
+
+    def phases(self):
+        taken, self.world.moves = self.world.moves, []
+        return taken
+
+    def trouble(self):
+        return self.world.trouble
+
+    def stop(self):
+        self.world.calls.append(("stop",))
+
+    def restore(self):
+        self.world.calls.append(("restore",))
+
+
+def driver_of(world):
+    class FakeDriver:
+        def __init__(self, url, model, *, host, request_timeout_s):
+            world.calls.append(("driver", url, model, request_timeout_s))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            world.calls.append(("driver closed",))
+
+        def run_cell(self, cell, *, run_id, seed, on_exchange, tick, stop):
+            world.seeds.append(seed)
+            done, interrupted = [], False
+            for seq in range(cell.warmup_requests + cell.requests):
+                if stop():
+                    interrupted = True
+                    break
+                self._one(cell, run_id, seq, on_exchange, done)
+                world.offered += 1
+                if world.offered == world.stop_after:
+                    world.stopped = True
+                if world.offered == world.dies_after:
+                    world.trouble = "decode-0 was killed by signal 9"
+                tick()
+            measured = [e for e in done if not e.warmup]
+            failed = sum(e.failure is not None for e in measured)
+            return CellLoad(
+                cell=cell.name, clock="monotonic", started_ns=0 if measured else None,
+                ended_ns=max((e.done_ns for e in measured), default=None), offered=len(measured),
+                completed=len(measured) - failed, failed=failed, warmups=len(done) - len(measured), cpu_s=0.1,
+                late_ns_max=0, late_ns_mean=0.0, stagger_ns=0, interrupted=interrupted,
+            )  # fmt: skip
+
+        def _one(self, cell, run_id, seq, on_exchange, done):
+            failure = world.answer(run_id, cell.name, seq)
+            first_ns = seq * 100 * MS + int((world.ttft_ms(run_id) + seq % 3) * MS)
+            arrivals = () if failure else tuple(first_ns + at * MS for at in range(cell.output_tokens))
+            request_id = f"{run_id}-{cell.name}-{seq}"
+            if not failure:
+                world.moves.append(transfer_of(request_id, **world.transfer))
+            exchange = Exchange(
+                seq=seq, run_id=run_id, cell=cell.name, warmup=seq < cell.warmup_requests, slot=0, worker=0, host="h",
+                clock="monotonic", stamp_source="user", due_ns=seq * 100 * MS, sent_ns=seq * 100 * MS,
+                arrivals_ns=arrivals, done_ns=seq * 100 * MS + 90 * MS, tokens_in=cell.input_tokens,
+                tokens_out=0 if failure else cell.output_tokens, tokens_source="usage", status=200, failure=failure,
+                detail=failure and "what was seen", request_id=None if failure else request_id,
+            )  # fmt: skip
+            done.append(exchange)
+            on_exchange(exchange)
+
+    return FakeDriver
+
+
+def transfer_of(request_id, **changes):
+    base = {
+        "request_id": request_id, "prefill_worker": 0, "decode_worker": 0, "operation": "READ", "backend": "UCX",
+        "prompt_tokens": 64, "pairs": 1, "descriptors": 224, "bytes_expected": BYTES, "bytes_listed": BYTES,
+        "bytes_moved": BYTES, "posted_ns": 1, "transferred_ns": 2 * MS, "post_ns": 1, "checked_ns": 1, "pieces": 224,
+        "pieces_wrong": 0,
+    }  # fmt: skip
+    return Transfer(**(base | changes))
+
+
+class Watching:
+    def __init__(self):
+        self.seen = []
+
+    def on_run(self, run, runs):
+        self.seen.append(("run", run.run_id, runs))
+
+    def on_cell(self, run, cell, index):
+        self.seen.append(("cell", cell.name, index))
+
+    def on_exchange(self, exchange):
+        self.seen.append(("exchange", exchange.seq))
+
+    def on_tick(self):
+        self.seen.append(("tick",))
+
+    def on_run_over(self, run, given):
+        self.seen.append(("over", run.run_id, [result.status for result in given]))
+
+
+def make_plan(*tests, cells=None, repetitions=1):
+    tests = tests or (make_test(name="A"),)
+    cells = cells or (make_cell(name="p"), make_cell(name="q"))
+    primary = Primary(metric="ttft_ms_mean", cell=cells[0].name)
+    return Plan(
+        name="a plan", source="plan.yaml", tests=tests, cells=cells, repetitions=repetitions, primary=primary,
+        rehearsal=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    world = World()
+    monkeypatch.setattr(conduct, "Driver", driver_of(world))
+    monkeypatch.setattr(conduct, "LATE_MOVES_S", 0.05)
+
+    def walk(plan, **more):
+        watching = Watching()
+        conductor = Conductor(
+            plan, tmp_path / "out", lambda logs: FakeTarget(world, logs), watcher=watching,
+            stop=lambda: world.stopped, conditions=CONDITIONS, **more,
+        )  # fmt: skip
+        results = conductor.conduct()
+        runs = {(run.run_id, run.cell): run for test in results.tests for run in test.runs}
+        return SimpleNamespace(
+            results=results, runs=runs, code=conductor.exit_code(), folder=tmp_path / "out", seen=watching.seen
+        )
+
+    return SimpleNamespace(world=world, walk=walk)
+
+
+def test_a_run_that_did_what_was_asked_is_valid_with_its_metrics_samples_and_evidence(scene):
+    got = scene.walk(make_plan())
+    assert {run.status for run in got.runs.values()} == {"valid"}
+    assert got.code == 0
+    cell = got.runs["r1-a", "p"]
+    assert cell.metrics["ttft_ms_mean"].point == pytest.approx(11.0)  # warm-up left out
+    assert cell.metrics["kv_bytes_moved"].point is not None
+    assert got.runs["r1-a", None].proved["backend"].startswith("UCX")
+    folder = got.folder / "runs" / "r1-a"
+    assert len(load_exchanges(folder)) == len(load_transfers(folder)) == 2 * 5
+    assert json.loads((folder / "evidence.json").read_text())["providers"] == ["tcp/lo"]
+    assert json.loads((got.folder / "results.json").read_text())["plan"]["name"] == "a plan"
+    assert json.loads((got.folder / "plan.json").read_text())["repetitions"] == 1
+
+
+def test_a_target_is_prepared_started_stopped_and_restored_for_each_run_in_order(scene):
+    plan = make_plan(make_test(name="A"), make_test(name="B"), repetitions=2)
+    scene.walk(plan, request_timeout_s=7.0)
+    runs = [run.run_id for run in expand(plan)]
+    assert [call[1] for call in scene.world.calls if call[0] == "start"] == runs
+    each = [call[0] for call in scene.world.calls]
+    assert each == ["prepare", "start", "driver", "driver closed", "stop", "restore"] * 4
+    assert {call[3] for call in scene.world.calls if call[0] == "driver"} == {7.0}
+
+
+def test_whoever_watches_is_told_of_runs_cells_and_requests_as_they_happen(scene):
+    got = scene.walk(make_plan())
+    steps = [what for what in got.seen if what[0] not in ("exchange", "tick")]
+    assert steps == [("run", "r1-a", 1), ("cell", "p", 0), ("cell", "q", 1), ("over", "r1-a", ["valid"] * 3)]
+    assert [what[0] for what in got.seen].count("exchange") == 10
+    assert ("tick",) in got.seen
+
+
+def test_results_are_written_anew_after_every_run(scene, tmp_path, monkeypatch):
+    written = []
+    write = conduct.results_files.write
+    monkeypatch.setattr(
+        conduct.results_files, "write", lambda results, folder: (written.append(results), write(results, folder))
+    )
+    scene.walk(make_plan(repetitions=2))
+    pending = [sum(run.status == "pending" for test in results.tests for run in test.runs) for results in written]
+    assert pending[0] > pending[1] > pending[2] == 0
+
+
+def test_evidence_against_a_run_makes_all_of_it_invalid_with_the_reason(scene):
+    scene.world.change = {"backends": {"LIBFABRIC": 10}}
+    got = scene.walk(make_plan())
+    assert {run.status for run in got.runs.values()} == {"invalid"}
+    assert all("10 by LIBFABRIC" in " ".join(run.reasons) for run in got.runs.values())
+    assert got.code == 3
+
+
+def test_wrong_kv_makes_a_run_invalid_and_a_plan_may_expect_that(scene):
+    scene.world.transfer = {"pieces_wrong": 2, "failure": "2 of 224 KV pieces wrong (2 zero)"}
+    plan = make_plan(make_test(name="A", expect="invalid"))
+    got = scene.walk(plan)
+    assert {run.status for run in got.runs.values()} == {"invalid"}
+    assert any("2 zero" in reason for reason in got.runs["r1-a", "p"].reasons)
+    assert got.code == 0
+
+
+def test_a_target_that_does_not_start_fails_that_run_and_the_next_one_starts(scene):
+    scene.world.start_fails = ("r1-a",)
+    got = scene.walk(make_plan(make_test(name="A"), make_test(name="B")))
+    for (run_id, _), run in got.runs.items():
+        assert run.status == ("failed" if run_id == "r1-a" else "valid")
+    assert got.runs["r1-a", "q"].reasons == ("decode-0 did not start: no such model",)
+    assert [call[0] for call in scene.world.calls].count("restore") == 2
+    assert not (got.folder / "runs/r1-a/evidence.json").exists()
+    assert got.code == 3
+
+
+def test_a_build_that_cannot_be_installed_fails_its_runs_with_that_reason(scene):
+    scene.world.prepare_fails = BuildError("cannot install nixl-1.5.0: no index")
+    got = scene.walk(make_plan())
+    assert got.runs["r1-a", None].reasons == ("cannot install nixl-1.5.0: no index",)
+    assert {run.status for run in got.runs.values()} == {"failed"}
+
+
+def test_a_target_that_dies_fails_its_cells_and_nobody_waits_for_the_others(scene):
+    scene.world.dies_after = 3
+    got = scene.walk(make_plan(make_test(name="A"), make_test(name="B")))
+    first = expand(make_plan(make_test(name="A"), make_test(name="B")))[0].run_id
+    for (run_id, _), run in got.runs.items():
+        assert run.status == ("failed" if run_id == first else "valid")
+        if run_id == first:
+            assert run.reasons[0] == "decode-0 was killed by signal 9"
+    assert len(load_exchanges(got.folder / "runs" / first)) == 3
+    assert got.code == 3
+
+
+def test_a_target_that_does_not_answer_for_its_evidence_proves_nothing(scene):
+    scene.world.evidence_fails = "no answer from decode-0 within 10 s"
+    got = scene.walk(make_plan())
+    assert {run.status for run in got.runs.values()} == {"failed"}
+    assert all(run.reasons[0] == "no answer from decode-0 within 10 s" for run in got.runs.values())
+    assert got.runs["r1-a", None].metrics == {}
+
+
+def test_an_interruption_keeps_what_there_is_and_marks_the_rest(scene):
+    scene.world.stop_after = 3
+    got = scene.walk(make_plan(repetitions=2))
+    assert got.code == 130
+    assert [got.runs["r1-a", cell].status for cell in (None, "p", "q")] == ["interrupted"] * 3
+    assert {run.status for (run_id, _), run in got.runs.items() if run_id == "r2-a"} == {"pending"}
+    assert len(load_exchanges(got.folder / "runs/r1-a")) == 3
+    assert [call[0] for call in scene.world.calls].count("start") == 1
+
+
+def test_nothing_is_started_when_it_was_stopped_before(scene):
+    scene.world.stopped = True
+    got = scene.walk(make_plan())
+    assert scene.world.calls == []
+    assert {run.status for run in got.runs.values()} == {"pending"}
+    assert got.code == 130
+
+
+def test_when_every_request_of_a_cell_fails_the_others_are_not_tried(scene):
+    scene.world.answer = lambda _run, _cell, _seq: "timeout"
+    got = scene.walk(make_plan())
+    assert [what[1] for what in got.seen if what[0] == "cell"] == ["p"]
+    assert got.runs["r1-a", "q"].status in ("failed", "invalid")
+    assert "not tried: every request of cell p failed" in got.runs["r1-a", "q"].reasons
+    assert any("4 of 4 requests failed (4 timeout)" in reason for reason in got.runs["r1-a", "p"].reasons)
+    assert got.code == 3
+
+
+def test_some_failed_requests_make_their_cell_invalid_and_leave_the_other_valid(scene):
+    scene.world.answer = lambda _run, cell, seq: "stall" if cell == "p" and seq == 2 else None
+    got = scene.walk(make_plan())
+    assert [got.runs["r1-a", cell].status for cell in (None, "p", "q")] == ["valid", "invalid", "valid"]
+    assert "1 of 4 requests failed (1 stall)" in got.runs["r1-a", "p"].reasons[0]
+    assert got.runs["r1-a", "p"].metrics["failures"].point == 1
+
+
+def test_a_move_whose_record_comes_after_the_answer_is_waited_for(scene, monkeypatch):
+    cell = make_cell(name="p")
+    ticks = cell.warmup_requests + cell.requests
+    asked, phases = [], FakeTarget.phases
+
+    def late(self):
+        asked.append(1)
+        return phases(self) if len(asked) > ticks + 2 else []
+
+    monkeypatch.setattr(FakeTarget, "phases", late)
+    monkeypatch.setattr(conduct, "LATE_MOVES_S", 2.0)
+    got = scene.walk(make_plan(cells=(cell,)))
+    assert len(load_transfers(got.folder / "runs/r1-a")) == ticks
+    assert got.runs["r1-a", "p"].status == "valid"
+
+
+@pytest.mark.parametrize(("candidate_ms", "code"), [(50.0, 1), (10.0, 0), (2.0, 0)])
+def test_a_primary_metric_worse_than_the_baselines_is_exit_code_1(scene, candidate_ms, code):
+    scene.world.ttft_ms = lambda run: candidate_ms if run.endswith("-b") else 10.0 + 0.01 * int(run[1])
+    plan = make_plan(make_test(name="A"), make_test(name="B", baseline=("A",)), repetitions=6)
+    got = scene.walk(plan)
+    assert got.code == code
+    verdicts = {row.verdict for row in got.results.tests[1].gains if row.primary}
+    assert ("worse" in verdicts) is (code == 1)
+
+
+def test_runs_that_an_earlier_process_finished_are_not_repeated(scene):
+    plan = make_plan(repetitions=2)
+    first = scene.walk(plan)
+    done = {"A": [run for (run_id, _), run in first.runs.items() if run_id == "r1-a"]}
+    shutil.rmtree(first.folder)
+    scene.world.calls.clear()
+    again = scene.walk(plan, done=done)
+    assert [call[1] for call in scene.world.calls if call[0] == "start"] == ["r2-a"]
+    assert {run.status for run in again.runs.values()} == {"valid"}
+    assert again.runs["r1-a", "p"] == first.runs["r1-a", "p"]
+
+
+def test_runs_of_one_repetition_offer_the_same_prompts(scene):
+    plan = make_plan(make_test(name="A"), make_test(name="B"), repetitions=2)
+    scene.walk(plan)
+    pairs = [scene.world.seeds[at : at + 4] for at in range(0, 8, 4)]
+    assert [len(set(pair)) for pair in pairs] == [1, 1]
+    assert pairs[0] != pairs[1]
+
+
+def test_a_target_that_was_not_started_for_the_run_is_never_asked_the_same_prompts_twice(scene):
+    scene.world.fresh = False
+    got = scene.walk(make_plan(make_test(name="A"), make_test(name="B")))
+    assert len(set(scene.world.seeds)) == 2  # one a run
+    assert {run.seed for run in got.runs.values()} == set(scene.world.seeds)
+
+
+def test_a_disk_that_is_full_fails_the_run_with_what_the_kernel_said(scene, monkeypatch):
+    def full(_self, _test):
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(FakeTarget, "prepare", full)
+    got = scene.walk(make_plan())
+    assert got.runs["r1-a", "p"].reasons == ("No space left on device: /somewhere",)
+    assert [call[0] for call in scene.world.calls] == ["stop", "restore"]
+
+
+def test_a_mistake_of_our_own_ends_the_target_before_it_is_raised(scene, monkeypatch):
+    monkeypatch.setattr(FakeTarget, "evidence", lambda _self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scene.walk(make_plan())
+    assert [call[0] for call in scene.world.calls][-2:] == ["stop", "restore"]
+
+
+def test_what_a_run_was_made_under_is_written_before_the_first_run(scene):
+    scene.world.stopped = True
+    got = scene.walk(make_plan())
+    saved = resume.load(got.folder)
+    assert saved.plan == make_plan()
+    assert saved.conditions == CONDITIONS
+    assert msgspec.json.decode((got.folder / "results.json").read_bytes())["machine"] == {"kvgauge": "9.9", "cores": 2}
