@@ -72,7 +72,7 @@ class SampleWriter:
                     if path.is_file():
                         raise SamplesError(f"{path} exists: samples are never overwritten; give another folder")
             try:
-                for kind in KINDS:
+                for kind in reversed(KINDS):  # exchanges last: where they are, a reader finds the others too
                     self._streams[kind] = _Stream(stream_path(folder, kind), kind)
             except BaseException:
                 self._close_streams()

@@ -189,6 +189,9 @@ class Frontend:
         try:
             client.feed(data)
         except BadRequest as error:
+            if client.busy:  # an answer is under way: another one in its middle would break it
+                self._close(client)
+                return
             message = ApiError(error.status, "cannot read the request")
             client.out.append(response(error.status, message.body, close=True))
             client.closing = True
