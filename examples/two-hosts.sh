@@ -1,7 +1,6 @@
 #!/bin/sh
 # Two hosts on one machine: prefill in one network namespace, decode in another, a veth pair between them, both of its
 # ends held to RATE by tc. UCX and LIBFABRIC then use the same path, and neither may be faster than it.
-# UNFINISHED: LIBFABRIC workers do not start in these namespaces yet (fi_enable fails there); UCX works.
 #
 #   sudo examples/two-hosts.sh [RATE] [DELAY] [FOLDER]      1gbit, 100us and a new folder below kvgauge-runs/
 #
@@ -46,9 +45,6 @@ for name in "$prefill" "$decode"; do
     ip -n "$name" link set lo up || cannot "a network namespace cannot be entered here"
 done
 ip link add kvgp$$ netns "$prefill" type veth peer name kvgd$$ netns "$decode" || cannot "no veth pair can be made here"
-# No IPv6 address of its own: libfabric would bind it, which fails as long as the kernel still looks for duplicates.
-ip -n "$prefill" link set kvgp$$ addrgenmode none
-ip -n "$decode" link set kvgd$$ addrgenmode none
 ip -n "$prefill" addr add 10.99.1.1/24 dev kvgp$$
 ip -n "$decode" addr add 10.99.1.2/24 dev kvgd$$
 ip -n "$prefill" link set kvgp$$ up

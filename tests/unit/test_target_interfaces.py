@@ -7,7 +7,7 @@ import pytest
 
 from kvgauge.target import interfaces
 
-UP, LOOPBACK = interfaces.IFF_UP, interfaces.IFF_LOOPBACK
+UP, LOOPBACK = interfaces.IFF_UP | interfaces.IFF_RUNNING, interfaces.IFF_LOOPBACK
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_loopback_those_that_are_down_and_those_without_an_address_are_passed_ov
         {
             "lo": (UP | LOOPBACK, "127.0.0.1"),
             "eth0": (0, "10.0.0.1"),
+            "veth0": (interfaces.IFF_UP, "10.0.0.2"),  # no carrier
             "eth1": (UP, None),
             "eth2": (UP, "10.0.0.3"),
             "eth3": (UP, "10.0.0.4"),

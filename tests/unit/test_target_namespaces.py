@@ -78,8 +78,17 @@ def test_the_interface_is_chosen_inside_the_namespace(machine, monkeypatch, prin
         return subprocess.CompletedProcess(command, 0, printed, "")
 
     monkeypatch.setattr(namespaces.subprocess, "run", run)
+    monkeypatch.setattr(namespaces, "SETTLE_S", 0.0)
     assert first_outward_in("a") == chosen
     assert asked[0][:4] == ["/sbin/ip", "netns", "exec", "a"]
+
+
+def test_an_interface_that_is_not_connected_yet_is_waited_for(machine, monkeypatch):
+    printed = iter(["\n", "\n", "v0 10.99.0.1\n"])
+    monkeypatch.setattr(
+        namespaces.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, next(printed), "")
+    )
+    assert first_outward_in("a") == ("v0", "10.99.0.1")
 
 
 def test_a_namespace_that_cannot_be_entered_is_one_clear_error(machine, monkeypatch):

@@ -5,11 +5,14 @@ import socket
 import struct
 
 SIOCGIFADDR, SIOCGIFFLAGS = 0x8915, 0x8913
-IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 
 
 def first_outward() -> tuple[str, str] | None:
-    """(name, IPv4 address) of the first interface that is up and not loopback; None when there is none."""
+    """(name, IPv4 address) of the first interface that is up and not loopback; None when there is none.
+
+    Up means running too: libfabric passes over an interface whose carrier the kernel has not noticed yet.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _index, name in socket.if_nameindex():
             asked = struct.pack("256s", name.encode()[:15])
@@ -18,7 +21,7 @@ def first_outward() -> tuple[str, str] | None:
                 raw = fcntl.ioctl(probe, SIOCGIFADDR, asked)[20:24]
             except OSError:
                 continue  # no address
-            if flags & IFF_UP and not flags & IFF_LOOPBACK:
+            if flags & (IFF_UP | IFF_RUNNING | IFF_LOOPBACK) == IFF_UP | IFF_RUNNING:
                 return name, socket.inet_ntoa(raw)
     return None
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kvgauge.target.interfaces import first_outward
 FOLDER = Path("/run/netns")  # where `ip netns` keeps them
 SIDES = ("prefill", "decode")
 LOOK_TIMEOUT_S = 20.0
+SETTLE_S = 5.0  # the kernel takes a second or two to find that a new pair of interfaces is connected
 SEARCHED = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))  # ip lies where users' PATH ends
 
 
@@ -59,10 +61,18 @@ def inside(namespace: str | None) -> list[str]:
 def first_outward_in(namespace: str | None) -> tuple[str, str] | None:
     """(name, IPv4 address) of the first interface there that is up and not loopback; None where there is none.
 
+    A namespace that was made a moment ago is given 5 s to have one.
     raises  TargetError when the namespace cannot be looked into
     """
     if namespace is None:
         return first_outward()
+    until = time.monotonic() + SETTLE_S
+    while (chosen := _look_into(namespace)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    return chosen
+
+
+def _look_into(namespace: str) -> tuple[str, str] | None:
     package = str(Path(__file__).parents[2])
     command = [*inside(namespace), sys.executable, "-m", "kvgauge.target.interfaces"]
     try:
