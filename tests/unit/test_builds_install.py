@@ -10,6 +10,7 @@ import pytest
 from kvgauge.builds import install as module
 from kvgauge.builds import pins
 from kvgauge.builds.install import cache_folder, install, installed
+from kvgauge.builds.records import Build
 from kvgauge.failures import BuildError
 
 VERSION = "1.5.0"
@@ -190,3 +191,18 @@ def test_without_xdg_the_cache_is_in_the_users_home(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "kvgauge" / "builds"
+
+
+def test_a_release_whose_plugin_was_swapped_is_refused_and_says_how_to_name_a_patched_one(tmp_path, monkeypatch):
+    plugins = tmp_path / ".m.mesonpy.libs" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "libplugin_UCX.so").write_bytes(b"stock")
+    build = Build(
+        name="1.5.0", version="1.5.0", folder=str(tmp_path), module="m", preload=(), libcuda="",
+        sha256=module.identity.hashes(tmp_path, "m", None),
+    )  # fmt: skip
+    monkeypatch.setattr(module, "installed", lambda _version: build)
+    assert module.install("1.5.0") == build
+    (plugins / "libplugin_UCX.so").write_bytes(b"patched")
+    with pytest.raises(BuildError, match=r"plugin_ucx of NIXL 1\.5\.0 .* changed .* build: \{plugin_dir: DIR"):
+        module.install("1.5.0")

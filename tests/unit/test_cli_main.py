@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvgauge.builds.install
+import kvgauge.builds.own
 import kvgauge.conduct
 import kvgauge.target.embedded
 from kvgauge import __version__, resume
@@ -64,6 +65,7 @@ def builds(monkeypatch):
         return a_build(version)
 
     monkeypatch.setattr(kvgauge.builds.install, "install", fake)
+    monkeypatch.setattr(kvgauge.builds.own, "install", fake)
     return asked
 
 
@@ -319,7 +321,7 @@ def test_a_build_that_cannot_be_installed_ends_the_command_before_a_folder_is_ma
     def fail(_version, _say):
         raise BuildError("cannot install nixl-1.5.0: no index")
 
-    monkeypatch.setattr(kvgauge.builds.install, "install", fail)
+    monkeypatch.setattr(kvgauge.builds.own, "install", fail)
     assert main(["run", str(plan_path)]) == 3
     assert one_line(capsys) == "kvgauge: cannot install nixl-1.5.0: no index\n"
     assert not Path("kvgauge-runs").exists()

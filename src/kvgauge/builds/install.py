@@ -50,6 +50,7 @@ def install(version: str, say: Callable[[str], None] = lambda _line: None) -> Bu
     with locked():
         found = installed(version)
         if found is not None:
+            _refuse_changed(found)
             return found
         libraries = install_libraries(say)
         say(f"installing NIXL {version} (about 220 MB)")
@@ -59,6 +60,24 @@ def install(version: str, say: Callable[[str], None] = lambda _line: None) -> Bu
         if found is None:
             raise BuildError(f"NIXL {version} was installed into {folder} but cannot be read back; remove that folder")
         return found
+
+
+def _refuse_changed(build: Build) -> None:
+    """A patched plugin dropped into the folder must not run under the release's name and hash. raises BuildError"""
+    libfabric = next((Path(path) for path in build.preload if path.endswith("libfabric.so.1")), None)
+    try:
+        now = identity.hashes(Path(build.folder), build.module, libfabric)
+    except OSError as error:
+        raise BuildError(
+            f"NIXL {build.name} cannot be read: {error}; remove {build.folder} to install it anew"
+        ) from error
+    changed = sorted(role for role in build.sha256.keys() | now.keys() if build.sha256.get(role) != now.get(role))
+    if changed:
+        raise BuildError(
+            f"{', '.join(changed)} of NIXL {build.name} in {build.folder} changed since it was installed. Name a patched "
+            f"plugin in the plan instead, with build: {{plugin_dir: DIR, core: {build.name}}}; remove the folder to "
+            "install the release anew"
+        )
 
 
 def install_libraries(say: Callable[[str], None]) -> Path:

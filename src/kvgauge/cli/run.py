@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvgauge.builds.records import Build
     from kvgauge.conduct import RunTarget
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
@@ -78,6 +79,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     from rich.console import Console
 
     from kvgauge import resume
+    from kvgauge.builds.verdicts import status_line
     from kvgauge.cli.pages import pages
     from kvgauge.conduct import Conductor
     from kvgauge.failures import UsageError
@@ -94,11 +96,16 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
         "request_timeout_s": args.request_timeout,
         "transfer_timeout_s": args.transfer_timeout,
         "model": args.model,
+        "namespaces": ",".join(sorted(args.namespace)) or None,
     }
-    conditions = resume.conditions_now(builds, args.url or "embedded", options)
+    conditions = resume.conditions_now(
+        {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
+    )
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
+    for build in builds.values():
+        console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
     interrupted: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -130,8 +137,8 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
 
 def _target_for(
     plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]"
-) -> "tuple[Callable[[Path], RunTarget], dict[str, dict[str, str]]]":
-    """What makes the target of each run, and the hashes of its builds, which are installed first.
+) -> "tuple[Callable[[Path], RunTarget], dict[str, Build]]":
+    """What makes the target of each run, and its builds, which are installed first.
 
     raises UsageError, BuildError, LoadError
     """
@@ -150,16 +157,17 @@ def _target_for(
             raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
         site.site_of(args.url)
         return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model), {}
-    from kvgauge.builds.install import install
+    from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options
     from kvgauge.target.namespaces import read_namespaces
 
     namespaces = read_namespaces(args.namespace)
     if args.model is not None:
         raise UsageError("--model goes with --url; the embedded target's models are the plan's")
-    builds = {name: install(name, say).sha256 for name in dict.fromkeys(test.build for test in plan.tests)}
+    find = finder({test.build: test.build_source for test in plan.tests}, say)
+    builds = {name: find(name) for name in dict.fromkeys(test.build for test in plan.tests)}
     options = Options(transfer_timeout_s=args.transfer_timeout, namespaces=namespaces)
-    return lambda logs: EmbeddedTarget(logs, install, options), builds
+    return lambda logs: EmbeddedTarget(logs, find, options), builds
 
 
 def _new_folder(out: Path | None, plan: "Plan") -> Path:
