@@ -74,8 +74,8 @@ def _refuse_changed(build: Build) -> None:
     changed = sorted(role for role in build.sha256.keys() | now.keys() if build.sha256.get(role) != now.get(role))
     if changed:
         raise BuildError(
-            f"{', '.join(changed)} of NIXL {build.name} in {build.folder} changed since it was installed. Name a patched "
-            f"plugin in the plan instead, with build: {{plugin_dir: DIR, core: {build.name}}}; remove the folder to "
+            f"{', '.join(changed)} of NIXL {build.name} in {build.folder} changed since it was installed. Name a "
+            f"patched plugin in the plan instead, with build: {{plugin_dir: DIR, core: {build.name}}}; remove the folder to "
             "install the release anew"
         )
 
