@@ -75,8 +75,8 @@ def _refuse_changed(build: Build) -> None:
     if changed:
         raise BuildError(
             f"{', '.join(changed)} of NIXL {build.name} in {build.folder} changed since it was installed. Name a "
-            f"patched plugin in the plan instead, with build: {{plugin_dir: DIR, core: {build.name}}}; remove the folder to "
-            "install the release anew"
+            f"patched plugin in the plan instead, with build: {{plugin_dir: DIR, core: {build.name}}}; remove the "
+            "folder to install the release anew"
         )
 
 
