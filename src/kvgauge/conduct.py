@@ -1,6 +1,7 @@
 """Walks a plan's runs: start the target, offer every cell, collect evidence, judge, write down, go on.
 
-A run that fails is a result, not an end: its cells are marked and the next run starts. results.json is written
+A run that fails is a result, not an end: its cells are marked and the next run starts. A worker that ends is started
+again: its cell has failed, the next one is measured. results.json is written
 anew after every run, so that whatever happens next, what is measured is there.
 """
 
@@ -44,12 +45,6 @@ class Watcher(Protocol):
     def on_run_over(self, run: Run, given: Sequence[RunResult]) -> None: ...
 
 
-class RunTarget(Target, Protocol):
-    """A target that also says when it has died, so that nobody waits for its time-outs."""
-
-    def trouble(self) -> str | None: ...
-
-
 class Measured(msgspec.Struct):
     """What one run gave, before it is judged."""
 
@@ -60,6 +55,7 @@ class Measured(msgspec.Struct):
     evidence: Evidence | None = None
     failure: str | None = None
     interrupted: bool = False
+    mishaps: list[tuple[str, str]] = []  # (cell, what ended there and was started again)
 
 
 class Conductor:
@@ -75,7 +71,7 @@ class Conductor:
         self,
         plan: Plan,
         folder: Path,
-        target_for: Callable[[Path], RunTarget],
+        target_for: Callable[[Path], Target],
         *,
         watcher: Watcher,
         stop: Callable[[], bool],
@@ -149,7 +145,7 @@ class Conductor:
             (folder / "evidence.json").write_bytes(encoded)
         return judge(msgspec.structs.replace(run, seed=measured.seed), measured)
 
-    def _measure(self, run: Run, target: RunTarget, writer: SampleWriter, measured: Measured) -> None:
+    def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured) -> None:
         endpoint = target.start(run)
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
@@ -161,12 +157,14 @@ class Conductor:
                 self._offer(run, cell, driver, target, writer, measured)
                 if measured.interrupted or measured.failure is not None or _hopeless(measured):
                     break
+                target.wait_serving()
         if measured.failure is None and target.trouble() is None:
+            target.wait_serving()
             self._late_moves(target, writer, measured)
             measured.evidence = target.evidence()
 
     def _offer(
-        self, run: Run, cell: Cell, driver: Driver, target: RunTarget, writer: SampleWriter, measured: Measured
+        self, run: Run, cell: Cell, driver: Driver, target: Target, writer: SampleWriter, measured: Measured
     ) -> None:
         exchanges: list[Exchange] = []
 
@@ -180,26 +178,32 @@ class Conductor:
             writer.flush_due()
             self._watcher.on_tick()
 
+        def stop() -> bool:
+            """A target that cannot answer at all has nothing left to show in this cell."""
+            measured.mishaps += [(cell.name, what) for what in target.mend()]
+            return self._stop() or target.trouble() is not None or not target.serving()
+
         load = driver.run_cell(
             cell,
             run_id=run.run_id,
             seed=measured.seed,
             on_exchange=on_exchange,
             tick=tick,
-            stop=lambda: self._stop() or target.trouble() is not None,
+            stop=stop,
         )
+        stop()  # once more: what ended with the last request belongs to this cell
         self._take(target, writer, run, measured)
         measured.exchanges += exchanges
         measured.loads.append((cell, load, exchanges))
         measured.failure = target.trouble()
-        measured.interrupted = measured.failure is None and load.interrupted
+        measured.interrupted = measured.failure is None and load.interrupted and self._stop()
 
-    def _take(self, target: RunTarget, writer: SampleWriter, run: Run, measured: Measured) -> None:
+    def _take(self, target: Target, writer: SampleWriter, run: Run, measured: Measured) -> None:
         for transfer in target.phases():
             measured.transfers.append(transfer)
             writer.add_transfer(run.run_id, transfer)
 
-    def _late_moves(self, target: RunTarget, writer: SampleWriter, measured: Measured) -> None:
+    def _late_moves(self, target: Target, writer: SampleWriter, measured: Measured) -> None:
         """Wait, for a moment, until every answered request's move is recorded."""
         run_id = measured.exchanges[0].run_id if measured.exchanges else ""
         wanted = {exchange.request_id for exchange in measured.exchanges if exchange.request_id}
@@ -213,7 +217,9 @@ class Conductor:
 
 def _hopeless(measured: Measured) -> bool:
     """Every request of the last cell failed: the others would only wait for their time-outs."""
-    _, _, exchanges = measured.loads[-1]
+    cell, _, exchanges = measured.loads[-1]
+    if any(name == cell.name for name, _ in measured.mishaps):
+        return False  # started again since
     return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
 
 
@@ -249,10 +255,13 @@ def _verdict(
 ) -> tuple[Status, list[str]]:
     measured_ones = [exchange for exchange in exchanges if not exchange.warmup]
     troubles = proof.cell_troubles(cell, measured_ones)
+    happened = [what for name, what in measured.mishaps if name == cell.name]
     if measured.failure is not None:
-        return "failed", [measured.failure, *troubles]
-    if load.interrupted:
-        return "interrupted", ["stopped by the user"]
+        return "failed", [*happened, measured.failure, *troubles]
+    if measured.interrupted and load.interrupted:
+        return "interrupted", [*happened, "stopped by the user"]
+    if happened:
+        return "failed", [*happened, *troubles, *against]
     if against:
         return "invalid", [*troubles, *against]
     if measured.evidence is None:
@@ -270,7 +279,11 @@ def _whole(run: Run, measured: Measured, against: list[str]) -> RunResult:
     if measured.interrupted:
         status, reasons = "interrupted", ["stopped by the user"]
     elif measured.failure is not None or measured.evidence is None:
-        status, reasons = "failed", [measured.failure or "no evidence was collected"]
+        happened = [f"cell {cell}: {what}" for cell, what in measured.mishaps]
+        status, reasons = "failed", [*happened, measured.failure or "no evidence was collected"]
+    elif measured.mishaps:
+        happened = [f"cell {cell}: {what}" for cell, what in measured.mishaps]
+        status, reasons = "failed", [*happened, *against]
     elif against:
         status = "invalid"
     return RunResult(

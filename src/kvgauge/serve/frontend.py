@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ import zmq
 from kvgauge.serve import openai
 from kvgauge.serve.http import BadRequest, Connection, HttpRequest, response
 from kvgauge.serve.messages import (
+    BEAT_NS,
+    Beat,
     Died,
     Down,
     FromParent,
@@ -85,10 +88,14 @@ class Frontend:
         shown = f"[{host}]" if ":" in host else host
         self._control.send(encode(Listening(f"http://{shown}:{port}", os.getpid())))
         gc.freeze()  # what is here stays; collections then look at requests only
-        wait_s = 1.0
+        wait_s = BEAT_NS / 1e9
+        beat_ns = 0
         while True:
             events = self._epoll.poll(wait_s)
             now_ns = time.monotonic_ns()
+            if now_ns >= beat_ns:
+                self._beat()
+                beat_ns = now_ns + BEAT_NS
             for fd, mask in events:
                 if fd == self._listener.fileno():
                     self._accept()
@@ -98,7 +105,11 @@ class Frontend:
                 return
             more = self._read_inbox()
             self._flush()
-            wait_s = 0.0 if more else 1.0
+            wait_s = 0.0 if more else BEAT_NS / 1e9
+
+    def _beat(self) -> None:
+        with suppress(zmq.Again):
+            self._control.send(encode(Beat()), zmq.NOBLOCK)
 
     def _read_control(self) -> bool:
         """True when told to stop. zmq's descriptor is edge-triggered, so read until nothing is left."""

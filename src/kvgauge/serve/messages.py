@@ -4,8 +4,8 @@
     frontend -> decode    Decode, Reserve (WRITE only), Abort
     prefill  -> frontend  Prefilled, Written (WRITE only)
     decode   -> frontend  Reserved (WRITE only), Tokens, Started, Refused, Released
-    worker   -> parent    Ready, Report, Died;         parent -> worker    Peers, Ask, Stop
-    frontend -> parent    Listening, Open, Moved, Died;  parent -> frontend  Open, Down, Up, Stop
+    worker   -> parent    Ready, Report, Beat, Died;         parent -> worker    Peers, Ask, Stop
+    frontend -> parent    Listening, Open, Moved, Beat, Died;  parent -> frontend  Open, Down, Up, Stop
 
 `key` is the request's 64-bit nonce: it also stamps the request's blocks. Times are monotonic ns of this host.
 """
@@ -17,6 +17,7 @@ from kvgauge.kv.transfer import WorkerInfo
 from kvgauge.samples.records import Connection, Transfer
 
 PARENT_VARIABLE = "KVGAUGE_PARENT_PID"
+BEAT_NS = 500_000_000  # every process says so often that it still turns
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +235,10 @@ class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
     pass
 
 
+class Beat(msgspec.Struct, tag="beat", array_like=True, frozen=True):
+    """It still turns: a process that is stopped, or caught in a call that never returns, does not say so."""
+
+
 class Died(msgspec.Struct, tag="died", array_like=True, frozen=True):
     reason: str
 
@@ -245,7 +250,7 @@ class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
 ToPrefill = Prefill | Release
 ToDecode = Decode | Reserve | Abort | Written | Settled
 ToFrontend = Prefilled | Written | Settled | Reserved | Started | Tokens | Refused | Released
-ToParent = Ready | Report | Died | Listening | Open | Moved
+ToParent = Ready | Report | Beat | Died | Listening | Open | Moved
 FromParent = Peers | Ask | Stop | Open | Down | Up
 
 encode = msgspec.msgpack.Encoder().encode

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -17,7 +18,7 @@ import zmq
 from kvgauge.failures import KvgaugeError
 from kvgauge.models import MODELS
 from kvgauge.serve import messages
-from kvgauge.serve.messages import Ask, Died, FromParent, Peers, Ready, Spec, Stop, ToParent, encode
+from kvgauge.serve.messages import BEAT_NS, Ask, Beat, Died, FromParent, Peers, Ready, Spec, Stop, ToParent, encode
 from kvgauge.serve.ranks import Ranks
 
 PR_SET_PDEATHSIG = 1
@@ -63,6 +64,11 @@ class Sockets:
     def tell_parent(self, message: ToParent) -> None:
         self.control.send(encode(message))
 
+    def beat(self) -> None:
+        """Nobody waits for this one: a parent that is stopped itself gets the later ones."""
+        with suppress(zmq.Again):
+            self.control.send(encode(Beat()), zmq.NOBLOCK)
+
     def close(self) -> None:
         self.context.destroy(linger=200)
 
@@ -107,8 +113,12 @@ def loop(role: Role, sockets: Sockets) -> None:
     """Serve until told to stop. Sleeps only when nothing is due and no transfer is under way."""
     from_parent = msgspec.msgpack.Decoder(FromParent)
     wait_ms = IDLE_MS
+    beat_ns = 0
     while True:
         ready = dict(sockets.poller.poll(wait_ms))
+        if time.monotonic_ns() >= beat_ns:
+            sockets.beat()
+            beat_ns = time.monotonic_ns() + BEAT_NS
         if sockets.control in ready:
             message = from_parent.decode(sockets.control.recv())
             if isinstance(message, Stop):

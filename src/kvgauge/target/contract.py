@@ -42,6 +42,18 @@ class Target(Protocol):
     def phases(self) -> list[Transfer]:
         """KV moves finished since the last call."""
 
+    def trouble(self) -> str | None:
+        """What has ended for good, so that nothing more can be measured; None while it serves, or may again."""
+
+    def mend(self) -> list[str]:
+        """Start again what has ended, where that helps: what happened since the last call, a line each. Cheap."""
+
+    def serving(self) -> bool:
+        """Whether requests can be answered now: False while what `mend` started again is not up."""
+
+    def wait_serving(self) -> None:
+        """Wait until everything that was started again is up. raises TargetError"""
+
     def stop(self) -> None:
         """End everything `start` started. Safe to call twice."""
 

@@ -33,9 +33,13 @@ from kvgauge.target.processes import Process, check_alive, end
 
 START_TIMEOUT_S = 90.0
 REPORT_TIMEOUT_S = 10.0
+SILENCE_S = 20.0  # a process that says nothing for so long is stopped, or caught in a call: it is ended
 LAST_WORDS_MS = 300  # a process that ends on its own says why first
 FRONTEND = "frontend-0"  # as it calls itself on the control socket
+FRONTEND_PROCESS = "frontend"
 OTHER = {"prefill": "decode", "decode": "prefill"}
+BLIND_S = 1.0  # when we ourselves looked no more often than this, silence in between says nothing
+NOTED_SILENCE_S = 2.0
 
 
 def place(name: str) -> tuple[str, int]:
@@ -45,10 +49,17 @@ def place(name: str) -> tuple[str, int]:
 
 
 class Crew:
-    """Started, introduced to each other, watched, started again, ended. `transfers` are the KV moves reported."""
+    """Started, introduced to each other, watched, started again, ended. `transfers` are the KV moves reported.
 
-    def __init__(self, endpoint: str, log_folder: Path) -> None:
+    silence_s  how long a process may say nothing before it is killed
+    """
+
+    def __init__(self, endpoint: str, log_folder: Path, silence_s: float = SILENCE_S) -> None:
         self._log_folder = log_folder
+        self._silence_s = silence_s
+        self._heard: dict[str, float] = {}  # process -> when it last said anything, once it was up
+        self._looked = time.monotonic()
+        self.silences: dict[str, float] = {}  # process -> the longest time, in s, that it said nothing, if long
         self._context: zmq.Context[Any] = zmq.Context()
         self._control: Any = self._context.socket(zmq.ROUTER)
         self._control.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that is started again takes its name over
@@ -87,6 +98,7 @@ class Crew:
         self._tell(FRONTEND, Open())
         while not self._open:
             self._hear(until, "the frontend was")
+        self._heard = dict.fromkeys(self._processes, time.monotonic())
         return self._url
 
     def _hear(self, until: float, who: str) -> None:
@@ -109,6 +121,7 @@ class Crew:
             process.kill()
         self.look()
         self._died.pop(name, None)
+        self._heard.pop(name, None)
         again = Process(name, process.module, spec, process.environment, process.log_path, process.through)
         self._processes[name] = again
         self._down.discard(name)
@@ -134,6 +147,24 @@ class Crew:
         """Who has ended or given up and was not started again, if anyone."""
         self._notice()
         return next(iter(self._died.values()), None)
+
+    def dead(self) -> list[str]:
+        """The workers that have ended and were not started again."""
+        self._notice()
+        return [name for name in self._died if name != FRONTEND_PROCESS and name != FRONTEND]
+
+    def why(self, name: str) -> str:
+        """How a dead worker ended."""
+        return self._died[name]
+
+    def serving(self) -> bool:
+        """Whether each side has a worker that is up."""
+        return {place(name)[0] for name in self._up} == set(OTHER)
+
+    def wait_serving(self) -> None:
+        """Until whatever was started again is up. raises TargetError when it ends again or takes more than 90 s"""
+        for name in list(self._starting):
+            self.wait_up(name)
 
     def reports(self) -> dict[str, Report]:
         """Ask every worker for its facts. raises TargetError when one does not answer"""
@@ -188,6 +219,7 @@ class Crew:
     def _take(self, frames: list[bytes]) -> tuple[str, Any]:
         name, message = frames[0].decode(), self._decoder.decode(frames[1])
         self._known.add(name)
+        self._hears(FRONTEND_PROCESS if name == FRONTEND else name)
         if isinstance(message, Moved):
             self.transfers.append(message.transfer)
         elif isinstance(message, Died):
@@ -210,11 +242,44 @@ class Crew:
         self._tell_side(OTHER[role])
         self._tell(FRONTEND, Up(role, index))
 
+    def _hears(self, process: str) -> None:
+        now = time.monotonic()
+        silent = now - self._heard.get(process, now)
+        if silent > max(NOTED_SILENCE_S, self.silences.get(process, 0.0)):
+            self.silences[process] = silent
+        if self._open:  # starting takes what it takes, within its own limit
+            self._heard[process] = now
+
+    def _unheard(self, name: str) -> float | None:
+        """How long it has said nothing, when that is too long."""
+        silent = self._looked - self._heard.get(name, self._looked)
+        return silent if silent > self._silence_s else None
+
+    def _look_up(self) -> None:
+        """What we did not look at for a while has not been silent for that while."""
+        now = time.monotonic()
+        blind = now - self._looked
+        if blind > BLIND_S:
+            self._heard = {name: min(now, heard + blind) for name, heard in self._heard.items()}
+        self._looked = now
+
+    def _ended(self, name: str, process: Process) -> tuple[str, str] | None:
+        """(how it ended, in a few words, and at length); None while it runs. One that is silent for too long is ended."""
+        if (how := process.how()) is not None:
+            return how, process.ended() or how
+        if (silent := self._unheard(name)) is None:
+            return None
+        why = f"{name} did nothing for {silent:.0f} s ({process.state()}) and was killed"
+        process.kill()
+        return why, why
+
     def _notice(self) -> None:
+        self._look_up()
         for name, process in self._processes.items():
-            if name not in self._down and (how := process.how()) is not None:
+            if name not in self._down and (end := self._ended(name, process)) is not None:
+                how, at_length = end
                 self._down.add(name)
-                self._died.setdefault(name, process.ended() or how)
+                self._died.setdefault(name, at_length)
                 self._starting.pop(name, None)
                 if self._up.pop(name, None) is not None and self._open:
                     role, index = place(name)

@@ -18,11 +18,12 @@ from kvgauge.plan.records import Run, Test
 from kvgauge.samples.records import Connection, Transfer
 from kvgauge.serve.messages import FrontendSpec, Report, Spec, encode
 from kvgauge.target.contract import Endpoint
-from kvgauge.target.crew import Crew
+from kvgauge.target.crew import SILENCE_S, Crew
 from kvgauge.target.namespaces import first_outward_in, inside
 from kvgauge.target.pools import context_tokens, pool_blocks
 
 DEFAULT_CONTEXT_TOKENS = 4096
+RESTARTS_MAX = 3  # of one run: a worker that keeps ending is the result
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     compute     multiplies modelled compute time; 0 takes it away, to measure the stack itself
     kv          False: no NIXL, no pools, no transfer
+    silence_s   a process that says nothing for so long is stopped or caught in a call: it is killed
     namespaces  role (prefill, decode) -> an existing network namespace its workers run in; empty: where we are
     """
 
@@ -38,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     compute: float = 1.0
     kv: bool = True
     transfer_timeout_s: float = 60.0
+    silence_s: float = SILENCE_S
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     namespaces: dict[str, str] = {}
 
@@ -62,6 +65,7 @@ class EmbeddedTarget:
         self._test: Test | None = None
         self._before: machine.Snapshot | None = None
         self.notes: list[str] = []
+        self._restarts = 0
 
     # -- the contract
 
@@ -74,7 +78,7 @@ class EmbeddedTarget:
     def start(self, run: Run) -> Endpoint:
         """raises TargetError when it is not up within 90 s or something died."""
         self.stop()
-        self._test, self._specs, self._interfaces, self.notes = run.test, {}, {}, []
+        self._test, self._specs, self._interfaces, self.notes, self._restarts = run.test, {}, {}, [], 0
         try:
             return self._start(run)
         except BaseException:
@@ -102,7 +106,7 @@ class EmbeddedTarget:
         return Evidence(
             backends=counted,
             providers=tuple(dict.fromkeys(fact.value for fact in found if fact.name == wanted)),
-            facts=(*nixl.unique(found), *_lateness(reports), *(_note(note) for note in self.notes)),
+            facts=(*nixl.unique(found), *_lateness(reports), *_silences(self._crew), *map(_note, self.notes)),
             connections=tuple(connections),
             handshakes_nixl=nixl.handshake_count(logs, test.backend, build.release if build else (0,)),
             handshakes_efa=Missing(reason="fabric tcp: no EFA provider, so no EFA handshake"),
@@ -123,6 +127,26 @@ class EmbeddedTarget:
     def trouble(self) -> str | None:
         """What has ended, if anything did and was not started again."""
         return self._crew.trouble() if self._crew is not None else None
+
+    def mend(self) -> list[str]:
+        """Start dead workers again, up to 3 times a run; a frontend has its clients' connections and ends with them."""
+        happened: list[str] = []
+        for name in self._crew.dead() if self._crew is not None else ():
+            assert self._crew is not None
+            if self._restarts == RESTARTS_MAX or name not in self._specs:
+                break
+            self._restarts += 1
+            happened.append(f"{self._crew.why(name)}; it was started again")
+            self.restart(name, wait=False)
+        return happened
+
+    def serving(self) -> bool:
+        return self._crew is not None and self._crew.serving()
+
+    def wait_serving(self) -> None:
+        """raises TargetError"""
+        assert self._crew is not None
+        self._crew.wait_serving()
 
     def restart(self, name: str, *, wait: bool = True) -> None:
         """Start a worker again under its old spec: at once when it has ended, after killing it when it has not.
@@ -163,7 +187,7 @@ class EmbeddedTarget:
         test, options = run.test, self._options
         self._folder = Path(tempfile.mkdtemp(prefix="kvgauge-", dir=_short_folder()))  # 0700: only we may connect
         self._log_folder.mkdir(parents=True, exist_ok=True)
-        crew = self._crew = Crew(self._endpoint("control"), self._log_folder)
+        crew = self._crew = Crew(self._endpoint("control"), self._log_folder, options.silence_s)
         counts = {"prefill": test.prefill_workers, "decode": test.decode_workers}
         available = machine.read_available_memory() if options.kv else None
         blocks, note = pool_blocks(test, run.cells, available)
@@ -279,6 +303,14 @@ def _lateness(reports: dict[str, Report]) -> list[Fact]:
         )
         for name, report in sorted(reports.items())
         if report.steps
+    ]
+
+
+def _silences(crew: Crew) -> list[Fact]:
+    """Who said nothing for a while and then went on: stopped, or kept from running."""
+    return [
+        Fact(name="silence", value=f"{silent_s:.1f} s", shown_by=f"{name} said nothing for so long, then went on")
+        for name, silent_s in sorted(crew.silences.items())
     ]
 
 

@@ -13,6 +13,13 @@ from kvgauge.serve.messages import PARENT_VARIABLE
 
 STOP_WAIT_S = 3.0
 LOG_TAIL_LINES = 5
+STATES = {  # proc(5)
+    "R": "it runs, but its loop does not turn: caught in a call, or starved of processor time",
+    "S": "it sleeps in a call that does not return",
+    "D": "it waits for a device or a disk",
+    "T": "it was stopped by a signal",
+    "t": "a debugger holds it",
+}
 LOG_READ_BYTES = 4 << 20
 
 
@@ -60,6 +67,14 @@ class Process:
         with self.log_path.open("rb") as handle:
             return handle.read(LOG_READ_BYTES).decode("utf-8", "replace")
 
+    def state(self) -> str:
+        """What the kernel says it is doing, for messages."""
+        try:
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return "not there"
+        return STATES.get(letter, f"in state {letter}")
+
     def how(self) -> str | None:
         """None while it runs; else how it ended, in a few words."""
         code = self._child.poll()
@@ -83,8 +98,9 @@ class Process:
         return True
 
     def kill(self) -> None:
+        """Returns when it has ended, or after 3 s: one that waits for a device ends when that lets go of it."""
         self._child.kill()
-        self._child.wait(STOP_WAIT_S)
+        self.wait(time.monotonic() + STOP_WAIT_S)
 
 
 def end(processes: list[Process], ask: Any) -> None:

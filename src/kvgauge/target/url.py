@@ -74,6 +74,17 @@ class UrlTarget:
         """Whatever goes wrong there shows in the answers."""
         return None
 
+    def mend(self) -> list[str]:
+        """Somebody else's deployment: nothing is started again there."""
+        return []
+
+    def serving(self) -> bool:
+        """Whether it answers is for its requests to show."""
+        return True
+
+    def wait_serving(self) -> None:
+        """As `serving`."""
+
     def stop(self) -> None:
         """It is not ours to stop."""
 
