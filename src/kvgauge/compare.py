@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from kvgauge.plan.metrics import METRICS
-from kvgauge.plan.records import Plan, Test
+from kvgauge.plan.records import ColdStart, Plan, Test
 from kvgauge.stats.estimate import Estimate, bare, missing
 from kvgauge.stats.runs import RUNS_MAX, RUNS_MIN, SHOWN_PCT, Better, Gain, gain, holm, point_gain, runs_needed
 
@@ -22,7 +22,7 @@ LEVEL = 0.05
 # fields of a test that must agree before its numbers may be set against another's
 MUST_AGREE = (
     "model", "prefill_tp", "decode_tp", "kv_dtype", "operation", "prefill_workers", "decode_workers", "gpu", "fabric",
-    "full_check", "progress_thread",
+    "full_check", "progress_thread", "cold_start",
 )  # fmt: skip
 
 RUN_LEVEL: dict[str, Better] = {  # beside the metrics a plan can decide by
@@ -84,6 +84,10 @@ def comparable(test_a: Test, test_b: Test, vary: Sequence[str] = ()) -> str | No
     return None
 
 
+def _said(value: object) -> str:
+    return f"'{value.line}'" if isinstance(value, ColdStart) else repr(value)
+
+
 def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) -> list[GainRow]:
     """Every test against each of its baselines, in the plan's order; within a pair the primary metric first."""
     by_name = {values.test.name: values for values in tests}
@@ -98,8 +102,8 @@ def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) 
                 continue
             field = comparable(before.test, after.test, vary)
             if field is not None:
-                reason = f"not comparable: {field} is {getattr(before.test, field)!r} there and "
-                reason += f"{getattr(after.test, field)!r} here"
+                there, here = (_said(getattr(values.test, field)) for values in (before, after))
+                reason = f"not comparable: {field} is {there} there and {here} here"
                 rows.append(_no_gain(after, name, plan, "cannot tell", reason))
                 continue
             primaries[len(rows)] = (before, after)

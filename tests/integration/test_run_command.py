@@ -15,6 +15,8 @@ from kvgauge.samples.read import load_exchanges, load_transfers
 
 pytestmark = pytest.mark.nixl
 
+COLD = Path(__file__).parents[2] / "examples" / "cold-start.yaml"
+
 PLAN = """
 name: two backends
 repetitions: {repetitions}
@@ -160,6 +162,8 @@ def test_kill_minus_nine_leaves_no_process_and_readable_samples(tmp_path):
         (["run", "--test", "Baseline UCK", "--dry-run"], 2, "Baseline UCX"),
         (["run", "--out", "."], 2, "exists already"),
         (["run", "--transfer-timeout", "0"], 2, "time-outs"),
+        (["run", str(COLD), "--request-timeout", "6", "--dry-run"], 2, "pass --request-timeout 67"),
+        (["run", str(COLD), "--url", "http://127.0.0.1:1", "--test", "UCX"], 2, "modelled by the embedded target only"),
         (["report", "nothing-here"], 3, "nothing-here"),
         (["serve", "--model", "Qwen3-0.7B"], 2, "Qwen3-0.6B"),
         (["serve", "--tp", "3"], 2, "3 ranks"),

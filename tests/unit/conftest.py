@@ -94,7 +94,7 @@ class FakeMover:
 
     def __init__(self):
         self.peers, self.begun, self.refuses = {}, {}, None
-        self._ended, self._settled = [], []
+        self._ended, self._settled, self.unposted = [], [], set()
 
     def connected(self, peer):
         return peer in self.peers
@@ -121,6 +121,13 @@ class FakeMover:
         move.descriptors, move.post_ns = 3, 2
         move.backends = set() if failure else {"UCX"}
         self._ended.append(move)
+
+    def withdraw(self, move):
+        """What is in `unposted` may be taken back."""
+        if move.key not in self.unposted:
+            return False
+        del self.begun[move.key]
+        return True
 
     def progress(self):
         ended, self._ended = self._ended, []

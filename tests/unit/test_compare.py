@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kvgauge.compare import MUST_AGREE, TestValues, comparable, direction, gains, published_gain, verdict_of
-from kvgauge.plan.records import Cell, Plan, Primary, Test
+from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
 from kvgauge.stats.runs import gain
 
 KEY = ("deciding", "ttft_ms_mean")
@@ -62,6 +62,7 @@ def only(before, after, *, plan_of=(A, B), **more):
     [
         ("model", "Llama-3.1-8B"), ("prefill_tp", 2), ("decode_tp", 2), ("kv_dtype", "fp8"), ("operation", "WRITE"),
         ("prefill_workers", 2), ("decode_workers", 3), ("gpu", "A100"), ("fabric", "efa"),
+        ("cold_start", ColdStart(compile_s=1)),
     ],
 )  # fmt: skip
 def test_tests_that_differ_in_what_must_agree_are_refused_with_the_field(field, other):
@@ -153,6 +154,14 @@ def test_incomparable_tests_and_absent_baselines_cannot_tell_and_say_why():
     assert rows[0].reason == "not comparable: model is 'Qwen3-0.6B' there and 'Llama-3.1-8B' here"
     assert rows[1].reason == "'gone' has no results here"
     assert all(r.gain.point is None for r in rows)
+
+
+def test_a_cold_start_that_differs_is_told_in_words():
+    cold = row("C", cold_start=ColdStart(compile_s=20), baseline=("A",))
+    rows = gains(
+        [TestValues(test=A, values={KEY: about(1)}), TestValues(test=cold, values={KEY: about(2)})], plan(A, cold)
+    )
+    assert [r.reason for r in rows] == ["not comparable: cold_start is None there and 'compile 20 s a worker' here"]
 
 
 def many(secondary):

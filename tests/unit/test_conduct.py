@@ -38,7 +38,8 @@ class World:
         self.change, self.transfer = {}, {}
         self.start_fails = self.prepare_fails = self.evidence_fails = self.trouble = None
         self.stopped, self.fresh = False, True
-        self.stop_after = self.dies_after = None
+        self.stop_after = self.dies_after = self.worker_dies_after = None
+        self.mended, self.serving, self.waits = [], True, 0
         self.offered = 0
         self.seeds = []
 
@@ -76,6 +77,17 @@ class FakeTarget:
     def trouble(self):
         return self.world.trouble
 
+    def mend(self):
+        taken, self.world.mended = self.world.mended, []
+        return taken
+
+    def serving(self):
+        return self.world.serving
+
+    def wait_serving(self):
+        self.world.waits += not self.world.serving
+        self.world.serving = True
+
     def stop(self):
         self.world.calls.append(("stop",))
 
@@ -105,6 +117,8 @@ def driver_of(world):
                 world.offered += 1
                 if world.offered == world.stop_after:
                     world.stopped = True
+                if world.offered == world.worker_dies_after:
+                    world.mended, world.serving = ["decode-0 was killed by signal 9; it was started again"], False
                 if world.offered == world.dies_after:
                     world.trouble = "decode-0 was killed by signal 9"
                 tick()
@@ -410,3 +424,14 @@ def test_what_a_run_was_made_under_is_written_before_the_first_run(scene):
     assert saved.plan == make_plan()
     assert saved.conditions == CONDITIONS
     assert msgspec.json.decode((got.folder / "results.json").read_bytes())["machine"] == {"kvgauge": "9.9", "cores": 2}
+
+
+def test_a_worker_that_was_started_again_fails_its_cell_and_the_next_one_counts(scene):
+    scene.world.worker_dies_after = 3
+    plan = make_plan(make_test(name="A"), cells=(make_cell(name="struck"), make_cell(name="after")))
+    runs = {run.cell: run for run in scene.walk(plan).results.tests[0].runs}
+    assert runs["struck"].status == "failed"
+    assert runs["struck"].reasons[0] == "decode-0 was killed by signal 9; it was started again"
+    assert runs["after"].status == "valid"
+    assert (runs[None].status, runs[None].reasons[0][:12]) == ("failed", "cell struck:")
+    assert scene.world.waits == 1

@@ -2,6 +2,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -85,3 +86,15 @@ def test_importing_the_command_and_the_records_imports_no_yaml_and_no_tables():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_modelled_of_a_first_run_is_shown(capsys):
+    example = Path(__file__).parents[2] / "examples" / "cold-start.yaml"
+    assert ran(str(example)) == 0
+    printed = capsys.readouterr().out
+    line = "compile 2 s a worker, graph capture 0.25 s for each batch size 1-8, first connection 1 s a pair"
+    assert f"cold start modelled: {line}" in printed
+    cold = load_plan(example, quick=False, tests=[])
+    one = msgspec.structs.replace(cold, tests=(cold.tests[0], msgspec.structs.replace(cold.tests[1], cold_start=None)))
+    assert command.cold_lines(one) == [f"cold start modelled for UCX: {line}"]
+    assert command.cold_lines(load_plan(None, quick=False, tests=[])) == []

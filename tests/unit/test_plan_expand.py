@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgauge.failures import PlanError
-from kvgauge.plan.expand import cell_s, estimate_s, expand, prompt_tokens, run_s, select
-from kvgauge.plan.records import Plan
+from kvgauge.plan.expand import cell_s, estimate_s, expand, prompt_tokens, refuse_long_cold_starts, run_s, select
+from kvgauge.plan.records import ColdStart, Plan
 from kvgauge.plan.reference import reference
 
 PLAN = reference(("1.2.0", "1.4.1", "1.5.0"))
@@ -100,3 +100,45 @@ def test_heavier_kv_takes_longer():
 
 def test_prompt_tokens_of_a_literal_prompt_are_a_guess_of_at_least_one():
     assert [prompt_tokens(cell) for cell in (PLAN.cells[0], PLAN.cells[1], PLAN.cells[-1])] == [2, 3, 512]
+
+
+# -- cold starts
+
+COLD = ColdStart(compile_s=20, graph_capture_s=0.5, graph_batch_max=16, connect_s=1.5)
+
+
+def cold(start: ColdStart | None = COLD, **changes) -> Plan:
+    tests = tuple(msgspec.structs.replace(test, cold_start=start, **changes) for test in PLAN.tests[:1])
+    return msgspec.structs.replace(PLAN, tests=tests, repetitions=2)
+
+
+def test_the_estimate_holds_the_cold_start_once_a_run():
+    assert estimate_s(cold()) - estimate_s(cold(None)) == pytest.approx(2 * (2 * 20 + 16 * 0.5 + 1.5))
+    batches_of_five = tuple(cell for cell in PLAN.cells if cell.concurrency <= 5)
+    few = msgspec.structs.replace(cold(), cells=batches_of_five)
+    none = msgspec.structs.replace(cold(None), cells=batches_of_five)
+    assert estimate_s(few) - estimate_s(none) == pytest.approx(2 * (2 * 20 + 5 * 0.5 + 1.5))
+
+
+def test_workers_that_meet_their_first_request_one_after_the_other_are_cold_one_after_the_other():
+    two = {"prefill_workers": 2, "decode_workers": 2}
+    single_first, wide_first = PLAN.cells, PLAN.cells[::-1]
+    assert (single_first[0].concurrency, wide_first[0].concurrency) == (1, 20)
+    for cells, compiles, connections in ((single_first, 4, 4), (wide_first, 2, 1)):
+        warm, slow = (
+            msgspec.structs.replace(cold(start, **two), cells=cells) for start in (None, ColdStart(compile_s=7, connect_s=3))
+        )  # fmt: skip
+        assert estimate_s(slow) - estimate_s(warm) == pytest.approx(2 * (7 * compiles + 3 * connections))
+
+
+def test_a_request_that_a_cold_start_would_outlast_is_refused_before_anything_starts():
+    wait_s = 2 * 20 + 16 * 0.5 + 1.5
+    refuse_long_cold_starts(cold(), wait_s + 1)
+    refuse_long_cold_starts(cold(None), 0.1)
+    refuse_long_cold_starts(cold(expect="failed"), 1)
+    with pytest.raises(PlanError) as caught:
+        refuse_long_cold_starts(cold(), wait_s)
+    message = str(caught.value)
+    assert "can wait 49.5 s for its cold start" in message
+    assert "given up after 49.5 s: pass --request-timeout 110" in message
+    refuse_long_cold_starts(cold(), 110)

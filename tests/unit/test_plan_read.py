@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvgauge.failures import PlanError
 from kvgauge.plan.nodes import TEXT_BYTES_MAX
 from kvgauge.plan.read import read, rehearsal
-from kvgauge.plan.records import Plan
+from kvgauge.plan.records import ColdStart, Plan
 
 BUILDS = ("0.9.0", "1.2.0", "1.4.1", "1.5.0")
 REFERENCE = resources.files("kvgauge.plan").joinpath("reference.yaml").read_text()
@@ -314,3 +314,64 @@ def test_a_damaged_short_plan_is_read_or_refused(seed):
 )
 def test_random_text_and_bytes_are_refused(text):
     assert isinstance(outcome(text), PlanError)
+
+
+# -- cold_start
+
+
+def with_cold(written: str) -> str:
+    return edited("  - name: A\n", f"  - name: A\n    cold_start: {written}\n")
+
+
+def test_a_cold_start_is_read_key_by_key_and_what_is_left_out_costs_nothing():
+    whole = plan(with_cold("{compile_s: 20, graph_capture_s: 0.4, graph_batch_max: 8, connect_s: 1.5}")).tests[0]
+    assert whole.cold_start == ColdStart(compile_s=20, graph_capture_s=0.4, graph_batch_max=8, connect_s=1.5)
+    assert plan(with_cold("{graph_capture_s: 1}")).tests[0].cold_start == ColdStart(
+        compile_s=0, graph_capture_s=1, graph_batch_max=16, connect_s=0
+    )
+    assert plan(SHORT).tests[0].cold_start is None
+
+
+def test_a_tests_own_cold_start_takes_the_place_of_the_default_as_a_whole():
+    default = edited("model: Llama-3.1-8B}", "model: Llama-3.1-8B, cold_start: {compile_s: 5, connect_s: 2}}")
+    a, b = plan(default).tests
+    assert a.cold_start == b.cold_start == ColdStart(compile_s=5, connect_s=2)
+    own = default.replace("  - name: A\n", "  - name: A\n    cold_start: {connect_s: 1}\n")
+    assert plan(own).tests[0].cold_start == ColdStart(connect_s=1)
+    none = default.replace("  - name: A\n", "  - name: A\n    cold_start: null\n")
+    assert [test.cold_start for test in plan(none).tests] == [None, ColdStart(compile_s=5, connect_s=2)]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{compiles: 3}", "p.yaml:7: cold_start: unknown key 'compiles'; did you mean 'compile_s'?"),
+        ("{}", "p.yaml:7: cold_start: says nothing; give one of compile_s, graph_capture_s, connect_s, or remove it"),
+        ("20", "p.yaml:7: cold_start: expected a mapping, got '20'"),
+        ("{compile_s: -1}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '-1'"),
+        ("{compile_s: 3600.5}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '3600.5'"),
+        ("{compile_s: 20s}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '20s'"),
+        ("{compile_s: '20'}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '20'"),
+        ("{compile_s: 1e2}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '1e2'"),
+        ("{compile_s: .nan}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got '.nan'"),
+        ("{compile_s: [1]}", "p.yaml:7: compile_s: expected a number of seconds from 0 to 3600, got a list"),
+        ("{graph_capture_s: 21}", "p.yaml:7: graph_capture_s: expected a number of seconds from 0 to 20, got '21'"),
+        ("{connect_s: 601}", "p.yaml:7: connect_s: expected a number of seconds from 0 to 600, got '601'"),
+        ("{connect_s: 1, connect_s: 2}", "p.yaml:7: cold_start: 'connect_s' is given twice; remove one"),
+        (
+            "{graph_capture_s: 1, graph_batch_max: 0}",
+            "p.yaml:7: graph_batch_max: expected a whole number from 1 to 256, got '0'",
+        ),
+        (
+            "{compile_s: 1, graph_batch_max: 8}",
+            "p.yaml:7: graph_batch_max: says nothing without `graph_capture_s`; add that, or remove it",
+        ),
+    ],
+)
+def test_a_wrong_cold_start_is_told_with_its_line(written, message):
+    assert message in refusal(with_cold(written))
+
+
+@given(st.decimals(0, 3600, allow_nan=False, places=3))
+def test_seconds_are_read_as_they_are_written(seconds):
+    assert plan(with_cold(f"{{compile_s: {seconds:f}}}")).tests[0].cold_start == ColdStart(compile_s=float(seconds))

@@ -76,6 +76,7 @@ def test_the_shape_is_the_documented_one():
         "runs",
         "summary",
         "gains",
+        "cold_start",
     ]
     assert test["tp"] == {"prefill": 1, "decode": 2}
     run = test["runs"][0]

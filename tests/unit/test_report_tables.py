@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvgauge.plan.records import Cell, Plan, Primary, Test
+from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
 from kvgauge.report.packed import Footnotes
 from kvgauge.report.published import published
 from kvgauge.report.results import Results, RunResult, build
@@ -190,6 +190,16 @@ def test_a_stand_in_is_named_beside_the_test_in_its_own_table_and_across_tests(s
     text = printed(six, 160)
     assert text.count("stand-in: NIXL 1.5.0, not the") == 4  # its table, the values, two gains
     assert text.count("stand-in: NIXL 1.6.0, not the") == 2 * 3 + 2
+
+
+def test_a_modelled_cold_start_is_named_in_its_tests_table_beside_its_connection_and_across_tests():
+    cold = msgspec.structs.replace(SIX[0], cold_start=ColdStart(compile_s=20, connect_s=1.5))
+    plan = made_up_plan(tests=(cold, SIX[1]))
+    text = printed(build(plan, made_up_runs(plan), {}), 200)
+    assert text.count("cold start modelled: compile 20 s a worker, first connection 1.5 s a pair") == 1
+    assert text.count("connection (1.5 s of each modelled): slowest pair") == 1
+    assert text.count("connection: slowest pair") == 1
+    assert text.count("cold start modelled") == 2
 
 
 def test_ttft_is_taken_apart_in_the_deciding_cell_and_checked_blocks_are_counted(six):

@@ -6,7 +6,7 @@ import pytest
 from kvgauge import resume
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.expand import expand
-from kvgauge.plan.records import Plan, Primary
+from kvgauge.plan.records import ColdStart, Plan, Primary
 from kvgauge.report import results as results_files
 from kvgauge.report.results import RunResult
 from scene import make_cell, make_test
@@ -65,6 +65,18 @@ def test_damaged_files_are_told_apart_from_missing_ones(folder):
         resume.load(folder)
 
 
+def test_a_folder_from_before_cold_starts_goes_on_and_one_with_a_cold_start_keeps_it(folder):
+    saved = folder / resume.PLAN
+    old = msgspec.json.decode(saved.read_bytes())
+    del old["tests"][0]["cold_start"]
+    saved.write_bytes(msgspec.json.encode(old))
+    assert resume.load(folder).plan == PLAN
+    cold = msgspec.structs.replace(PLAN, tests=(make_test(name="A", cold_start=ColdStart(compile_s=0.3)),))
+    resume.write_start(folder, cold, CONDITIONS)
+    resume.refuse_changes(resume.load(folder), cold, CONDITIONS)
+    assert resume.load(folder).plan == cold
+
+
 def test_the_same_experiment_may_go_on_under_another_path_of_its_plan(folder):
     saved = resume.load(folder)
     resume.refuse_changes(saved, None, CONDITIONS)
@@ -80,6 +92,7 @@ def test_the_same_experiment_may_go_on_under_another_path_of_its_plan(folder):
         ({}, {"target": "http://x"}, "the target (was embedded, is http://x)"),
         ({}, {"builds": {"1.5.0": {"libnixl": "aa", "ucx": "cc"}}}, "ucx of build 1.5.0"),
         ({}, {"builds": {}}, "libnixl of build 1.5.0, ucx of build 1.5.0"),
+        ({"tests": (make_test(name="A", cold_start=ColdStart(compile_s=1)),)}, {}, "the plan changed"),
         ({"seed": 9}, {"kvgauge": "2"}, "the plan, kvgauge (was 1, is 2) changed"),
     ],
 )

@@ -16,6 +16,7 @@ from kvgauge.kv import libraries
 from kvgauge.serve import messages, worker
 from kvgauge.serve.messages import (
     Ask,
+    Beat,
     Died,
     Peers,
     Prefill,
@@ -70,7 +71,10 @@ class FakeSockets:
     def __init__(self, control=(), inbox=()):
         self.control = FakeSocket(*map(encode, control), encode(Stop()))
         self.inbox, self.poller = FakeSocket(*inbox), self
-        self.waits, self.told = [], []
+        self.waits, self.told, self.beats = [], [], 0
+
+    def beat(self):
+        self.beats += 1
 
     def poll(self, wait_ms):
         self.waits.append(wait_ms)
@@ -176,8 +180,12 @@ class Parent:
             self.raised = error
 
     def hears(self):
-        self.identity, raw = self.control.recv_multipart()
-        return msgspec.msgpack.decode(raw, type=ToParent)
+        """What is said beside that it turns."""
+        while True:
+            self.identity, raw = self.control.recv_multipart()
+            message = msgspec.msgpack.decode(raw, type=ToParent)
+            if not isinstance(message, Beat):
+                return message
 
     def says(self, message):
         self.control.send_multipart([self.identity, encode(message)])

@@ -201,6 +201,18 @@ def test_run_level_metrics_come_from_the_evidence_and_missing_ones_keep_their_re
     }
 
 
+def test_what_is_modelled_of_a_connection_counts_and_is_said():
+    pair = Connection(
+        initiator="d", peer="p", add_remote_ns=MS, make_connection_ns=MS, first_excess_ns=2 * MS, modelled_ns=1_500 * MS
+    )
+    found = run_metrics(evidence(connections=(pair,)))
+    for metric in ("connection_ms_max", "connection_ms_mean"):
+        assert found[metric].point == 1_504
+        assert "1500 ms of each pair are modelled (cold_start)" in found[metric].reason
+    real = run_metrics(evidence(connections=(msgspec.structs.replace(pair, modelled_ns=0),)))
+    assert "modelled" not in real["connection_ms_max"].reason
+
+
 def test_the_first_requests_penalty_is_cold_less_the_warm_median():
     made = [exchange(0, ttft=1_050, warmup=True), *(exchange(i, due=2_000 + i, ttft=50) for i in range(1, 4))]
     assert first_request_penalty(made).point == 1.0

@@ -70,6 +70,19 @@ def rehearsal_line(plan: "Plan") -> str | None:
     return f"rehearsal: fabrics {' and '.join(fabrics)} only; nothing here transfers to EFA"
 
 
+def cold_lines(plan: "Plan") -> list[str]:
+    """What is imitated of a first run, one line for each kind with the tests it holds for."""
+    named: dict[str, list[str]] = {}
+    for test in plan.tests:
+        if test.cold_start is not None:
+            named.setdefault(test.cold_start.line, []).append(test.name)
+    whole = [test.name for test in plan.tests]
+    return [
+        f"cold start modelled{'' if names == whole else ' for ' + ', '.join(names)}: {line}"
+        for line, names in named.items()
+    ]
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 40 s, 5 min, 1 h 10 min."""
     minutes = round(seconds / 60)
@@ -92,6 +105,7 @@ def show(plan: "Plan", console: "Console") -> None:
         f"estimated time: about {duration(estimate_s(plan))}, rough, without installing builds",
     ]
     rehearsal = rehearsal_line(plan)
+    lines += cold_lines(plan)
     for line in [*lines, rehearsal] if rehearsal else lines:
         console.print(line, markup=False, highlight=False)
     for table in (_tests_table(plan), _cells_table(plan), _runs_table(runs)):

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvgauge.builds.records import Build
-    from kvgauge.conduct import RunTarget
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
+    from kvgauge.target.contract import Target
 
 RUNS_FOLDER = "kvgauge-runs"
 REFERENCE_SOURCE = "reference plan"
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume is not None and (args.out or args.dry_run):
         raise UsageError("--resume goes on in its own folder with its own plan: leave --out and --dry-run away")
     saved, plan = _saved(args) if args.resume is not None else (None, load_plan(args.plan, args.quick, args.test))
+    _check_cold_starts(plan, args)
     if args.dry_run:
         from rich.console import Console
 
@@ -58,6 +59,20 @@ def run(args: argparse.Namespace) -> int:
         show(plan, Console())
         return 0
     return _conduct(plan, args, saved)
+
+
+def _check_cold_starts(plan: "Plan", args: argparse.Namespace) -> None:
+    """raises UsageError where nobody would imitate one, PlanError where requests would not outlast one"""
+    from kvgauge.failures import UsageError
+    from kvgauge.plan.expand import refuse_long_cold_starts
+
+    cold = [test.name for test in plan.tests if test.cold_start is not None]
+    if cold and args.url is not None:
+        raise UsageError(
+            f"cold_start of {', '.join(cold)} is modelled by the embedded target only; the deployment at {args.url} "
+            "has its own. Remove it from the plan, or leave --url away"
+        )
+    refuse_long_cold_starts(plan, args.request_timeout)
 
 
 def _saved(args: argparse.Namespace) -> "tuple[Saved, Plan]":
@@ -137,7 +152,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
 
 def _target_for(
     plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]"
-) -> "tuple[Callable[[Path], RunTarget], dict[str, Build]]":
+) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
     raises UsageError, BuildError, LoadError

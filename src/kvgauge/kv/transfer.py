@@ -84,15 +84,28 @@ class Move:
 
 
 class Mover:
-    """Connects to peers when first needed, as engines do, and carries moves to their end."""
+    """Connects to peers when first needed, as engines do, and carries moves to their end.
 
-    def __init__(self, agents: list[Agent], bases: list[int], shape: PoolShape, clock_ns: Callable[[], int]) -> None:
+    connect_wait_ns  a slower network imitated: nothing is posted to a peer until so long after it was connected
+    """
+
+    def __init__(
+        self,
+        agents: list[Agent],
+        bases: list[int],
+        shape: PoolShape,
+        clock_ns: Callable[[], int],
+        *,
+        connect_wait_ns: int = 0,
+    ) -> None:
         self._agents = agents
         self._shape = shape
         self._clock_ns = clock_ns
         self._bases = bases
         self._local: dict[tuple[int, int], object] = {}
+        self._connect_wait_ns = connect_wait_ns
         self._links: dict[int, list[Link]] = {}
+        self._ready_ns: dict[int, int] = {}  # peer -> when it may be posted to
         self._connections: dict[tuple[str, str], Connection] = {}
         self._durations: dict[tuple[str, str], dict[int, deque[int]]] = defaultdict(dict)
         self._first: dict[tuple[str, str], tuple[int, int]] = {}
@@ -121,6 +134,7 @@ class Mover:
                 self._agents[our_rank].forget(name, [])
             raise
         self._peer_shapes[peer.index] = peer.shape
+        self._ready_ns[peer.index] = self._clock_ns() + self._connect_wait_ns
 
     def _link(self, peer: WorkerInfo, pairs: list[Pair], names: dict[tuple[int, int], str]) -> list[Link]:
         links = []
@@ -173,7 +187,11 @@ class Mover:
     def _join(self, agent: Agent, remote: RankInfo) -> str:
         name, add_ns, make_ns = agent.connect(remote.metadata)
         self._connections[agent.name, name] = Connection(
-            initiator=agent.name, peer=name, add_remote_ns=add_ns, make_connection_ns=make_ns
+            initiator=agent.name,
+            peer=name,
+            add_remote_ns=add_ns,
+            make_connection_ns=make_ns,
+            modelled_ns=self._connect_wait_ns,
         )
         return name
 
@@ -187,7 +205,7 @@ class Mover:
         """Queue one request's move; `progress` posts it pair by pair.
 
         blocks       (ours, theirs), same length, in prompt order
-        deadline_ns  as if it were posted now: time spent waiting for other moves' posts does not count
+        deadline_ns  as if it were posted now: waiting for other moves' posts and for a connection does not count
         """
         ours, theirs = blocks
         move = Move(
@@ -203,6 +221,14 @@ class Mover:
         )
         self._moves.append(move)
         return move
+
+    def withdraw(self, move: Move) -> bool:
+        """Forget a move of which nothing is posted. False: it is under way, or over, and ends by itself."""
+        if move.posted_ns is not None or move.done_ns is not None:
+            return False
+        self._moves = [other for other in self._moves if other is not move]
+        self._clear_forgotten()
+        return True
 
     def progress(self, *, post: bool = True) -> list[Move]:
         """Post at most one pair of the oldest unposted move, look at all legs, return the moves that ended."""
@@ -245,7 +271,12 @@ class Mover:
         return [self._with_excess(pair, connection) for pair, connection in self._connections.items()]
 
     def _post_one(self) -> None:
-        ready = (move for move in self._moves if move.links and move.failure is None and move.lost is None)
+        now = self._clock_ns()
+        ready = (
+            move
+            for move in self._moves
+            if move.links and move.failure is None and move.lost is None and self._ready_ns[move.peer] <= now
+        )
         move = next(ready, None)
         if move is None:
             return

@@ -23,6 +23,7 @@ PREFILL_PARAMETERS_PER_S = 2.5e14  # active parameters x tokens: 2 operations ea
 TRANSFER_BYTES_PER_S = {"tcp": 0.9e9, "shm": 3.0e9, "efa": 20e9, "ib": 20e9, "cuda": 20e9}  # all ranks together
 DESCRIPTOR_S = 2e-6  # posting, completing and checking one descriptor
 CHARACTERS_PER_TOKEN = 4
+COLD_ROOM_S = 60  # for what a first request takes beyond its cold start, when a time-out is suggested
 
 
 def _digest(*parts: object) -> bytes:
@@ -126,10 +127,49 @@ def cell_s(test: Test, cell: Cell) -> float:
     return total_s
 
 
+def cold_wait_s(test: Test, cells: Sequence[Cell]) -> float:
+    """Most that one request may wait for the modelled cold start: its prefill worker compiles, the pair connects, its
+    decode worker compiles and captures every batch size that these cells can reach."""
+    cold = test.cold_start
+    if cold is None:
+        return 0.0
+    sizes = min(cold.graph_batch_max, max((cell.concurrency for cell in cells), default=0))
+    return 2 * cold.compile_s + cold.connect_s + sizes * cold.graph_capture_s
+
+
+def refuse_long_cold_starts(plan: Plan, request_timeout_s: float) -> None:
+    """PlanError when a request would be given up while its worker still imitates a cold start.
+
+    The first request of every run would fail after having kept the machine busy for minutes, and nothing would tell
+    that from a broken build. A test that is expected to end otherwise than valid may do so.
+    """
+    for test in plan.tests:
+        wait_s = cold_wait_s(test, plan.cells)
+        if test.cold_start is not None and wait_s >= request_timeout_s and test.expect == "valid":
+            raise PlanError(
+                f"test {test.name!r}: a first request can wait {wait_s:g} s for its cold start (two workers compile "
+                f"{test.cold_start.compile_s:g} s each, one after the other), and requests are given up after "
+                f"{request_timeout_s:g} s: pass --request-timeout {wait_s + COLD_ROOM_S:.0f}, or declare less",
+                source=plan.source,
+            )
+
+
+def _cold_s(test: Test, cells: Sequence[Cell]) -> float:
+    """Rough seconds that a run's cold starts add: workers that get requests together are cold together."""
+    cold = test.cold_start
+    if cold is None or not cells:
+        return 0.0
+    together, most = cells[0].concurrency, max(cell.concurrency for cell in cells)
+    pairs = test.prefill_workers * test.decode_workers
+    sizes = min(cold.graph_batch_max, -(-most // test.decode_workers))
+    compiles = sum(-(-workers // together) for workers in (test.prefill_workers, test.decode_workers))
+    return compiles * cold.compile_s + -(-pairs // together) * cold.connect_s + sizes * cold.graph_capture_s
+
+
 def run_s(test: Test, cells: Sequence[Cell]) -> float:
-    """Rough seconds of one run: start, then every cell in turn."""
+    """Rough seconds of one run: start, then every cell in turn, cold starts on top."""
     ranks = test.prefill_tp * test.prefill_workers + test.decode_tp * test.decode_workers
-    return START_S + ranks * START_AGENT_S + sum(cell_s(test, cell) for cell in cells)
+    return START_S + ranks * START_AGENT_S + sum(cell_s(test, cell) for cell in cells) + _cold_s(test, cells)
 
 
 def estimate_s(plan: Plan) -> float:

@@ -19,6 +19,7 @@ DEPTH_MAX = 10
 NODES_MAX = 20_000
 
 _WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
+_SECONDS = re.compile(r"(0|[1-9][0-9]{0,5})(\.[0-9]{1,9})?")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SHOWN_CHARACTERS_MAX = 60
 _LISTED_WORDS_MAX = 40
@@ -174,6 +175,15 @@ class Value:
         if quoted or not _WHOLE_NUMBER.fullmatch(text) or not low <= int(text) <= high:
             raise self.error(f"expected {wanted}, got {shown(text)}")
         return int(text)
+
+    def seconds(self, high: int) -> float:
+        """A plain decimal number of seconds, 0 <= number <= high."""
+        wanted = f"a number of seconds from 0 to {high}"
+        text = self.scalar(wanted)
+        quoted = isinstance(self.node, yaml.ScalarNode) and self.node.style in {"'", '"'}
+        if quoted or not _SECONDS.fullmatch(text) or float(text) > high:
+            raise self.error(f"expected {wanted}, got {shown(text)}")
+        return float(text)
 
     def flag(self) -> bool:
         """True or false."""

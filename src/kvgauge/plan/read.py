@@ -7,7 +7,7 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
                 prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
-                expect, baseline}]
+                cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s}, expect, baseline}]
     cells:    [{name, load, concurrency: 5 or [1, 5], requests or requests_per_slot,
                 prompt or input_tokens, output_tokens, warmup_requests}]
 """
@@ -25,7 +25,7 @@ from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import read_cells
 from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.nodes import Value, nearest, parse
-from kvgauge.plan.records import Backend, Cell, Expect, Fabric, Operation, Plan, Primary, Test
+from kvgauge.plan.records import Backend, Cell, ColdStart, Expect, Fabric, Operation, Plan, Primary, Test
 
 PLAN_KEYS = ("name", "repetitions", "seed", "primary", "baseline", "defaults", "tests", "cells")
 TEST_KEYS = (
@@ -44,6 +44,7 @@ TEST_KEYS = (
     "progress_thread",
     "full_check",
     "gpu",
+    "cold_start",
     "expect",
     "baseline",
 )
@@ -51,6 +52,12 @@ DEFAULTS_KEYS = tuple(key for key in TEST_KEYS if key not in {"name", "baseline"
 
 TESTS_MAX = 100
 WORKERS_MAX = 64
+COLD_SECONDS_MAX = {  # a capture falls between two tokens, where 30 s of silence end a request
+    "compile_s": 3600,
+    "graph_capture_s": 20,
+    "connect_s": 600,
+}
+GRAPH_BATCH_MAX = 256  # sequences a decode worker batches
 NAME_CHARACTERS_MAX = 80
 PATH_CHARACTERS_MAX = 1000
 NOT_FOR_TRANSFER: frozenset[str] = frozenset({"tcp", "shm"})  # fabrics of a rehearsal: they say nothing about EFA
@@ -168,6 +175,8 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
         chosen["operation"] = fields["operation"].word(get_args(Operation), "operation")
     if "gpu" in fields:
         chosen["gpu"] = fields["gpu"].word(GPUS, "GPU")
+    if "cold_start" in fields:
+        chosen["cold_start"] = _cold_start(fields["cold_start"])
     if "expect" in fields:
         chosen["expect"] = fields["expect"].word(get_args(Expect), "expectation")
     return msgspec.convert(chosen, Test)
@@ -215,6 +224,23 @@ def _build(value: Value, known_builds: Collection[str]) -> tuple[str, BuildSourc
         core = fields["core"].word(known_builds, "core") if looks_published else _path(fields["core"])
         source = BuildSource(plugin_dir=paths["plugin_dir"], core=core)
     return source.label, source
+
+
+def _cold_start(value: Value) -> ColdStart | None:
+    """A whole mapping, which takes the place of that of `defaults`; null: a warm start."""
+    if value.is_null:
+        return None
+    fields = value.fields((*COLD_SECONDS_MAX, "graph_batch_max"))
+    if not fields:
+        raise value.error(f"says nothing; give one of {', '.join(COLD_SECONDS_MAX)}, or remove it")
+    chosen: dict[str, float] = {
+        key: fields[key].seconds(high) for key, high in COLD_SECONDS_MAX.items() if key in fields
+    }
+    if "graph_batch_max" in fields:
+        if "graph_capture_s" not in fields:
+            raise fields["graph_batch_max"].error("says nothing without `graph_capture_s`; add that, or remove it")
+        chosen["graph_batch_max"] = fields["graph_batch_max"].integer(1, GRAPH_BATCH_MAX)
+    return msgspec.convert(chosen, ColdStart)
 
 
 def _path(value: Value) -> str:

@@ -31,12 +31,39 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
 
 
+class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What a first run costs beyond a warm one; modelled by the embedded target (docs/compute.md).
+
+    compile_s        kernels: the first step of every prefill and every decode worker process, once
+    graph_capture_s  a CUDA graph: the first decode step of each batch size from 1 to `graph_batch_max`, on each worker
+    connect_s        the first connection of each pair of a prefill and a decode worker
+    """
+
+    compile_s: float = 0.0
+    graph_capture_s: float = 0.0
+    graph_batch_max: int = 16
+    connect_s: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """`compile 20 s a worker, graph capture 0.4 s for each batch size 1-16, first connection 1.5 s a pair`"""
+        said = []
+        if self.compile_s:
+            said.append(f"compile {self.compile_s:g} s a worker")
+        if self.graph_capture_s:
+            said.append(f"graph capture {self.graph_capture_s:g} s for each batch size 1-{self.graph_batch_max}")
+        if self.connect_s:
+            said.append(f"first connection {self.connect_s:g} s a pair")
+        return ", ".join(said) or "nothing"
+
+
 class Test(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the plan: what is varied.
 
     patches       what the row stands for, as the plan's author calls it
     build         which NIXL carries it; `stand_in` says so when that is not what `patches` names
     build_source  where a build of the user's own lies, and then `build` is its label; None: a published version
+    cold_start    what its workers' first run costs; None: nothing
     baseline      tests it is compared with (names); empty for the first baseline, which is compared with nothing
     """
 
@@ -61,6 +88,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     expect: Expect = "valid"
     baseline: tuple[str, ...] = ()
     build_source: BuildSource | None = None
+    cold_start: ColdStart | None = None
 
 
 class Primary(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,6 +97,8 @@ def _name(test: TestResult, cell: str | None, results: Results) -> Value:
     under = [stand_in, "" if build in stand_in else build]
     if test.model:
         under.append(f"{test.model} TP {test.tp.prefill}" if test.tp.prefill else test.model)
+    if test.cold_start is not None:
+        under.append("cold start modelled")
     return Value((test.name, *(line for line in under if line)))
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from kvgauge.compare import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
-from kvgauge.plan.records import Plan, Run, Test
+from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import over_runs
 
@@ -69,7 +69,10 @@ class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TestResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A test of the plan and everything it gave. What published numbers leave open is None."""
+    """A test of the plan and everything it gave. What published numbers leave open is None.
+
+    cold_start  what the target was told to imitate of a first run; None: nothing
+    """
 
     __test__ = False  # pytest: not a test class
 
@@ -86,6 +89,7 @@ class TestResult(msgspec.Struct, frozen=True, kw_only=True):
     runs: tuple[RunResult, ...]
     summary: tuple[SummaryRow, ...]
     gains: tuple[GainRow, ...]
+    cold_start: ColdStart | None = None
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +139,7 @@ def build(
                 runs=runs[test.name],
                 summary=tuple(_summary(plan, runs[test.name])),
                 gains=tuple(row for row in rows if row.test == test.name),
+                cold_start=test.cold_start,
             )
             for test in plan.tests
         ),

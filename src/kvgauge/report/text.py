@@ -102,6 +102,8 @@ def _about(test: TestResult) -> str:
     facts += [f"{test.model} {tp}", f"valid runs {rows.runs_text(test)}"]
     if test.expect != "valid":
         facts.append(f"expected {test.expect}")
+    if test.cold_start is not None:
+        facts.append(f"cold start modelled: {test.cold_start.line}")
     return plain(named) + "\n" + plain(" · ".join(facts))
 
 
@@ -199,8 +201,10 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
         f"{name} {_one_line(test, metric, notes)}"
         for name, metric in (("NIXL", "handshake_count_nixl"), ("EFA", "handshake_count_efa"))
     )
+    cold = test.cold_start
+    modelled = f" ({cold.connect_s:g} s of each modelled)" if cold is not None and cold.connect_s else ""
     yield (
-        f"connection: slowest pair {_one_line(test, 'connection_ms_max', notes, ' ms')}, "
+        f"connection{modelled}: slowest pair {_one_line(test, 'connection_ms_max', notes, ' ms')}, "
         f"mean {_one_line(test, 'connection_ms_mean', notes, ' ms')}; "
         f"first request's penalty {_one_line(test, 'first_request_penalty_s', notes, ' s')}"
     )

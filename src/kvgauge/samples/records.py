@@ -110,6 +110,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """What it cost to connect one pair of agents: the headline is the slowest pair.
 
     first_excess_ns  first transfer of the pair less the median of its later ones; None until there are later ones
+    modelled_ns      of it imitated (a plan's `cold_start`): NIXL had no part in it
     """
 
     initiator: str
@@ -118,10 +119,11 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     make_connection_ns: int | None  # None: this build's backend has no such call
     first_transfer_ns: int | None = None
     first_excess_ns: int | None = None
+    modelled_ns: int = 0
 
     @property
     def total_ns(self) -> int | None:
         """Everything a first request pays for this pair; None while its excess is not known."""
         if self.first_excess_ns is None:
             return None
-        return self.add_remote_ns + (self.make_connection_ns or 0) + self.first_excess_ns
+        return self.add_remote_ns + (self.make_connection_ns or 0) + self.first_excess_ns + self.modelled_ns

@@ -15,6 +15,7 @@ from kvgauge.kv.transfer import Move, WorkerInfo
 from kvgauge.models import BLOCK_TOKENS, transfer_bytes
 from kvgauge.samples.records import Transfer
 from kvgauge.serve.blocks import BlockTable
+from kvgauge.serve.cold import Cold
 from kvgauge.serve.compute import GPUS, decode_ns
 from kvgauge.serve.messages import (
     Abort,
@@ -70,6 +71,7 @@ class DecodeWorker:
     def __init__(self, spec: Spec, ranks: Ranks, outbox: Any) -> None:
         self._spec, self._ranks, self._outbox = spec, ranks, outbox
         self._gpu = GPUS[spec.gpu]
+        self._cold = Cold(spec.cold_start, spec.compute)
         self._table = BlockTable(spec.blocks, seed=1_000 + spec.index)
         self._waiting: deque[Decode | Reserve] = deque()
         self._incoming: dict[int, Incoming] = {}
@@ -160,7 +162,8 @@ class DecodeWorker:
             elif isinstance(request, Decode):
                 self._fetch(request, taken, deadline_ns)
             else:
-                self._expect(request, taken, now_ns + int(PATIENCE * self._spec.transfer_timeout_s * 1e9))
+                patience_ns = int(PATIENCE * self._spec.transfer_timeout_s * 1e9) + self._cold.patience_ns
+                self._expect(request, taken, now_ns + patience_ns)
 
     def _fetch(self, request: Decode, taken: Int32, deadline_ns: int) -> None:
         """READ: connect to that prefill worker if this is the first time, then pull."""
@@ -309,7 +312,12 @@ class DecodeWorker:
         if len(self._waiting) < before:
             self._outbox.send(encode(Released(key)))
         elif (incoming := self._incoming.get(key)) is not None:
-            incoming.aborted = True
+            if incoming.move is not None and self._ranks.mover.withdraw(incoming.move):
+                del self._incoming[key]
+                self._table.release(key)
+                self._outbox.send(encode(Released(key)))
+            else:
+                incoming.aborted = True
         elif (sequence := self._active.pop(key, None)) is not None:
             self._context -= sequence.context + sequence.at
             self._table.release(key)
@@ -333,7 +341,7 @@ class DecodeWorker:
         took_ns = 0
         if spec.compute > 0:
             modelled = decode_ns(self._ranks.model, self._gpu, spec.tp, len(self._active), self._context, spec.kv_dtype)
-            took_ns = int(modelled * spec.compute)
+            took_ns = int(modelled * spec.compute) + self._cold.decode_ns(len(self._active))
         self._step_end_ns = start_ns + took_ns
 
     def _end_step(self, end_ns: int) -> None:
@@ -381,4 +389,5 @@ class DecodeWorker:
             self._steps,
             self._late,
             self._late_ns_max,
+            self._cold.paid,
         )

@@ -14,7 +14,9 @@ import msgspec
 
 from kvgauge.builds.records import Build
 from kvgauge.kv.transfer import WorkerInfo
+from kvgauge.plan.records import ColdStart
 from kvgauge.samples.records import Connection, Transfer
+from kvgauge.serve.cold import Paid
 
 PARENT_VARIABLE = "KVGAUGE_PARENT_PID"
 BEAT_NS = 500_000_000  # every process says so often that it still turns
@@ -48,6 +50,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 256
     max_batch_tokens: int = 8192
     generation: int = 0
+    cold_start: ColdStart | None = None
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +200,7 @@ class Report(msgspec.Struct, tag="report", array_like=True, frozen=True):
     steps: int
     steps_late: int
     step_late_ns_max: int
+    cold: Paid | None = None
 
 
 class Listening(msgspec.Struct, tag="listening", array_like=True, frozen=True):

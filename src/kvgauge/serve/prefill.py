@@ -14,6 +14,7 @@ from kvgauge.kv.stamps import Identity
 from kvgauge.kv.transfer import Move, WorkerInfo
 from kvgauge.models import BLOCK_TOKENS
 from kvgauge.serve.blocks import BlockTable
+from kvgauge.serve.cold import Cold
 from kvgauge.serve.compute import GPUS, prefill_ns
 from kvgauge.serve.messages import (
     Peers,
@@ -57,6 +58,7 @@ class PrefillWorker:
     def __init__(self, spec: Spec, ranks: Ranks, outbox: Any) -> None:
         self._spec, self._ranks, self._outbox = spec, ranks, outbox
         self._gpu = GPUS[spec.gpu]
+        self._cold = Cold(spec.cold_start, spec.compute)
         self._table = BlockTable(spec.blocks, seed=spec.index)
         self._waiting: deque[Prefill] = deque()
         self._batch: Batch | None = None
@@ -157,7 +159,7 @@ class PrefillWorker:
             return
         model, tp = self._ranks.model, self._spec.tp
         lengths = [request.prompt_tokens for request in requests]
-        took_ns = int(prefill_ns(model, self._gpu, tp, lengths) * self._spec.compute)
+        took_ns = int(prefill_ns(model, self._gpu, tp, lengths) * self._spec.compute) + self._cold.prefill_ns()
         self._batch = batch = Batch(requests, taken, start_ns, start_ns + took_ns)
         if self._ranks.agents:
             for request, blocks_of in zip(requests, taken, strict=True):
@@ -173,7 +175,7 @@ class PrefillWorker:
     def _finish(self, batch: Batch) -> None:
         end_ns = self._free_at_ns = batch.end_ns
         self._batch = None
-        expires_ns = end_ns + int(KEEP_TIMEOUTS * self._spec.transfer_timeout_s * 1e9)
+        expires_ns = end_ns + int(KEEP_TIMEOUTS * self._spec.transfer_timeout_s * 1e9) + self._cold.patience_ns
         for request, blocks in zip(batch.requests, batch.blocks, strict=True):
             if request.key in self._unwanted:
                 self._table.release(request.key)
@@ -268,4 +270,5 @@ class PrefillWorker:
             self._steps,
             self._late,
             self._late_ns_max,
+            self._cold.paid,
         )

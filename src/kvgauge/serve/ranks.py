@@ -22,6 +22,7 @@ from kvgauge.kv.layout import (
 )
 from kvgauge.kv.transfer import Mover, RankInfo, WorkerInfo
 from kvgauge.models import BLOCK_TOKENS, DTYPE_BYTES, Model
+from kvgauge.serve.cold import connect_ns
 from kvgauge.serve.messages import Spec
 
 LIVELY_NS = 5_000_000_000  # progress is driven this long for transfers that were given up, so that they may still end
@@ -76,7 +77,10 @@ class Ranks:
         self.start_ns: dict[str, int] = {}
         if spec.backend is not None:
             self._start(spec, spec.backend)
-        self.mover = Mover(self.agents, [pool.address for pool in self.pools], self.shape, time.monotonic_ns)
+        bases = [pool.address for pool in self.pools]
+        self.mover = Mover(
+            self.agents, bases, self.shape, time.monotonic_ns, connect_wait_ns=connect_ns(spec.cold_start)
+        )
 
     def _start(self, spec: Spec, backend: str) -> None:
         assert spec.build is not None

@@ -56,9 +56,11 @@ def _connection_times(connections: Sequence[Connection]) -> dict[str, Estimate]:
             "the first one cost beyond them is not known",
         )
         return {"connection_ms_max": none, "connection_ms_mean": none}
+    modelled_ns = max(connection.modelled_ns for connection in connections)
+    told = f"; {modelled_ns / NS_PER_MS:g} ms of each pair are modelled (cold_start)" if modelled_ns else ""
     return {
-        "connection_ms_max": bare(max(times), "ms", n, "the slowest pair: no interval within a run"),
-        "connection_ms_mean": bare(sum(times) / n, "ms", n, "pairs of one run share its start: no interval"),
+        "connection_ms_max": bare(max(times), "ms", n, f"the slowest pair: no interval within a run{told}"),
+        "connection_ms_mean": bare(sum(times) / n, "ms", n, f"pairs of one run share its start: no interval{told}"),
     }
 
 

@@ -151,7 +151,7 @@ class Crew:
     def dead(self) -> list[str]:
         """The workers that have ended and were not started again."""
         self._notice()
-        return [name for name in self._died if name != FRONTEND_PROCESS and name != FRONTEND]
+        return [name for name in self._died if name not in (FRONTEND_PROCESS, FRONTEND)]
 
     def why(self, name: str) -> str:
         """How a dead worker ended."""
@@ -264,7 +264,7 @@ class Crew:
         self._looked = now
 
     def _ended(self, name: str, process: Process) -> tuple[str, str] | None:
-        """(how it ended, in a few words, and at length); None while it runs. One that is silent for too long is ended."""
+        """How it ended, in a few words and at length; None while it runs. One silent for too long is ended."""
         if (how := process.how()) is not None:
             return how, process.ended() or how
         if (silent := self._unheard(name)) is None:

@@ -106,7 +106,13 @@ class EmbeddedTarget:
         return Evidence(
             backends=counted,
             providers=tuple(dict.fromkeys(fact.value for fact in found if fact.name == wanted)),
-            facts=(*nixl.unique(found), *_lateness(reports), *_silences(self._crew), *map(_note, self.notes)),
+            facts=(
+                *nixl.unique(found),
+                *_lateness(reports),
+                *_cold(reports),
+                *_silences(self._crew),
+                *map(_note, self.notes),
+            ),
             connections=tuple(connections),
             handshakes_nixl=nixl.handshake_count(logs, test.backend, build.release if build else (0,)),
             handshakes_efa=Missing(reason="fabric tcp: no EFA provider, so no EFA handshake"),
@@ -192,6 +198,7 @@ class EmbeddedTarget:
         available = machine.read_available_memory() if options.kv else None
         blocks, note = pool_blocks(test, run.cells, available)
         self.notes += [note] if note is not None else []
+        self.notes += [f"cold start modelled: {test.cold_start.line}"] if test.cold_start is not None else []
         for role, count in counts.items():
             environment, through = self._environment(test, role), inside(options.namespaces.get(role))
             for index in range(count):
@@ -232,6 +239,7 @@ class EmbeddedTarget:
             full_check=test.full_check,
             gpu=test.gpu,
             compute=options.compute,
+            cold_start=test.cold_start,
             control=self._endpoint("control"),
             inbox=self._endpoint(f"{role}-{index}"),
             outbox=self._endpoint("frontend"),
@@ -311,6 +319,14 @@ def _silences(crew: Crew) -> list[Fact]:
     return [
         Fact(name="silence", value=f"{silent_s:.1f} s", shown_by=f"{name} said nothing for so long, then went on")
         for name, silent_s in sorted(crew.silences.items())
+    ]
+
+
+def _cold(reports: dict[str, Report]) -> list[Fact]:
+    return [
+        Fact(name="cold_start", value=report.cold.line, shown_by=f"{name}: modelled, paid by this process so far")
+        for name, report in sorted(reports.items())
+        if report.cold is not None and (report.cold.compile_ns or report.cold.graphs)
     ]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ class Process:
     def kill(self) -> None:
         """Returns when it has ended, or after 3 s: one that waits for a device ends when that lets go of it."""
         self._child.kill()
-        self.wait(time.monotonic() + STOP_WAIT_S)
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(STOP_WAIT_S)
 
 
 def end(processes: list[Process], ask: Any) -> None:
