@@ -1,5 +1,7 @@
 """Records that several tests start from; each names only what it changes."""
 
+import time
+
 from kvgauge.plan.records import Cell, Run, Test
 
 
@@ -21,3 +23,14 @@ def make_cell(**changes):
 
 def make_run(test, *cells):
     return Run(run_id="r1", test=test, repetition=1, order=0, seed=3, cells=cells or (make_cell(),))
+
+
+def held_blocks(target, seconds=5):
+    """Blocks that do not come back within that time, by worker."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        held = {name: r.blocks_total - r.blocks_free for name, r in target._reports().items()}
+        if not any(held.values()):
+            break
+        time.sleep(0.05)
+    return {name: count for name, count in held.items() if count}

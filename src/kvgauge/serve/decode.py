@@ -80,6 +80,7 @@ class DecodeWorker:
         self._peers: dict[int, WorkerInfo] = {}
         self._decoder = msgspec.msgpack.Decoder(ToDecode)
         self._stuck: dict[int, int] = {}  # given up, but NIXL has not let go of their blocks -> prefill worker
+        self._lost: dict[int, int] = {}  # of those: their prefill worker has ended -> when nothing can write any more
         self._lively_until_ns = 0
         self._steps = self._late = self._late_ns_max = 0
         self._backends: dict[str, int] = {}
@@ -103,8 +104,7 @@ class DecodeWorker:
             self._waiting.remove(request)
             self._refuse(request.key, f"prefill-{index} has ended", None)
         if self._spec.operation == "WRITE":  # of a READ, the mover says when NIXL has let go
-            for key in [key for key, worker in self._stuck.items() if worker == index]:
-                self._settled(key)
+            self._lost |= {key: until_ns for key, worker in self._stuck.items() if worker == index}
 
     def on_message(self, raw: bytes) -> None:
         message = self._decoder.decode(raw)
@@ -127,6 +127,8 @@ class DecodeWorker:
         for move in self._ranks.mover.progress():
             self._moved(move)
         for key in self._ranks.mover.settled():
+            self._settled(key)
+        for key in [key for key, until_ns in self._lost.items() if now_ns > until_ns]:
             self._settled(key)
         self._settle_writes(now_ns)
         self._admit(now_ns)
@@ -293,9 +295,12 @@ class DecodeWorker:
     def _keep(self, request: Decode | Reserve) -> None:
         self._stuck[request.key] = request.prefill_worker
         self._lively_until_ns = time.monotonic_ns() + LIVELY_NS
+        if self._spec.operation == "WRITE" and request.prefill_worker not in self._peers:  # its last words came late
+            self._lost[request.key] = time.monotonic_ns() + LOST_GRACE_NS
 
     def _settled(self, key: int) -> None:
         self._stuck.pop(key, None)
+        self._lost.pop(key, None)
         self._table.release(key)
 
     def _refuse(self, key: int, reason: str, record: Transfer | None) -> None:
