@@ -83,6 +83,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     from kvgauge.cli.pages import pages
     from kvgauge.conduct import Conductor
     from kvgauge.failures import SamplesError, UsageError
+    from kvgauge.load.open_files import raise_limit, refuse_too_few
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -91,6 +92,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     console = Console(stderr=True)
     if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
         raise UsageError("time-outs must be above 0 s and finite")
+    refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
     options = {
         "request_timeout_s": args.request_timeout,
