@@ -1,6 +1,7 @@
 """Records that several tests start from; each names only what it changes."""
 
 import time
+from pathlib import Path
 
 from kvgauge.plan.records import Cell, Run, Test
 
@@ -34,3 +35,15 @@ def held_blocks(target, seconds=5):
             break
         time.sleep(0.05)
     return {name: count for name, count in held.items() if count}
+
+
+def children_of(pid):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def unwritten(error: OSError, folder: Path, what: str = "samples") -> SamplesError:
     """The error to raise instead."""
+    said = os.strerror(error.errno) if error.errno else error.strerror or error  # pyarrow wraps it in words of its own
     return SamplesError(
-        f"{what} cannot be written to {folder}: {error.strerror or error}; what was written before is still there and "
+        f"{what} cannot be written to {folder}: {said}; what was written before is still there and "
         "readable. Make room or name another folder, then run again."
     )
 

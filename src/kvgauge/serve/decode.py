@@ -62,6 +62,7 @@ class Incoming:
     arrived_ns: int | None = None  # WRITE: when the last notification came
     written: Written | None = None
     aborted: bool = False
+    lost: bool = False  # the prefill worker has ended; the one of that number now is another
     deadline_ns: int = 0
     late: str = "WRITE past its deadline: prefill's notifications did not come"
 
@@ -98,6 +99,7 @@ class DecodeWorker:
         self._ranks.mover.forget(index, until_ns)
         for incoming in self._incoming.values():
             if incoming.request.prefill_worker == index and incoming.move is None:
+                incoming.lost = True
                 incoming.deadline_ns = min(incoming.deadline_ns, until_ns)
                 incoming.late = f"prefill-{index} has ended"
         for request in [request for request in self._waiting if request.prefill_worker == index]:
@@ -117,7 +119,7 @@ class DecodeWorker:
         elif (incoming := self._incoming.get(message.key)) is not None:
             incoming.written = message
             if not message.settled:
-                self._keep(incoming.request)
+                self._keep(incoming)
         elif message.settled:
             self._settled(message.key)  # its word came after we had given up
 
@@ -205,7 +207,7 @@ class DecodeWorker:
                 self._arrived(incoming, self._write_record(incoming, written))
             elif now_ns > incoming.deadline_ns:
                 del self._incoming[key]
-                if incoming.request.prefill_worker in self._peers:
+                if not incoming.lost:
                     self._stuck[key] = incoming.request.prefill_worker  # it lives: until it says so it may still write
                 self._refuse(key, incoming.late, None)
 
@@ -229,7 +231,7 @@ class DecodeWorker:
         if move.backends:
             self._backends[backend] = self._backends.get(backend, 0) + 1
         if not move.settled:
-            self._keep(incoming.request)
+            self._keep(incoming)
         record = self._record(
             incoming.request,
             operation="READ",
@@ -292,11 +294,12 @@ class DecodeWorker:
         if key not in self._stuck:
             self._table.release(key)
 
-    def _keep(self, request: Decode | Reserve) -> None:
-        self._stuck[request.key] = request.prefill_worker
+    def _keep(self, incoming: Incoming) -> None:
+        key = incoming.request.key
+        self._stuck[key] = incoming.request.prefill_worker
         self._lively_until_ns = time.monotonic_ns() + LIVELY_NS
-        if self._spec.operation == "WRITE" and request.prefill_worker not in self._peers:  # its last words came late
-            self._lost[request.key] = time.monotonic_ns() + LOST_GRACE_NS
+        if incoming.lost:  # its last words came late, and nobody is left to say more
+            self._lost[key] = time.monotonic_ns() + LOST_GRACE_NS
 
     def _settled(self, key: int) -> None:
         self._stuck.pop(key, None)
