@@ -16,13 +16,14 @@ import msgspec
 
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
-from kvgauge.failures import KvgaugeError
+from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import CellLoad, Driver
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Plan, Run
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
+from kvgauge.samples.disk import FULL, disk_errors, unwritten
 from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.stats.cells import cell_metrics
@@ -89,7 +90,8 @@ class Conductor:
 
     def conduct(self) -> Results:
         """Every run in order. raises SamplesError when the folder cannot be written."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self._folder, "a run"):
+            self._folder.mkdir(parents=True, exist_ok=True)
         write_start(self._folder, self._plan, self._conditions)
         self._write()
         over = {result.run_id for given in self._given.values() for result in given}
@@ -133,16 +135,21 @@ class Conductor:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
                 self._measure(run, target, writer, measured)
+        except SamplesError:
+            raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
         except KvgaugeError as error:
             measured.failure = str(error)
         except OSError as error:
+            if error.errno in FULL:
+                raise unwritten(error, Path(error.filename or folder), "a run's files") from error
             measured.failure = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         finally:
             target.stop()
             target.restore()
         if measured.evidence is not None:
             encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
-            (folder / "evidence.json").write_bytes(encoded)
+            with disk_errors(folder, "evidence.json"):
+                (folder / "evidence.json").write_bytes(encoded)
         return judge(msgspec.structs.replace(run, seed=measured.seed), measured)
 
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured) -> None:

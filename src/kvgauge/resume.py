@@ -18,6 +18,7 @@ from kvgauge.failures import UsageError
 from kvgauge.plan.records import Plan
 from kvgauge.report import results as results_files
 from kvgauge.report.results import RunResult
+from kvgauge.samples.disk import disk_errors
 
 CONDITIONS, PLAN, LOCK = "conditions.json", "plan.json", ".lock"
 UNFINISHED = ("pending", "interrupted")
@@ -71,11 +72,12 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_start(folder: Path, plan: Plan, conditions: Conditions) -> None:
-    """Before the first run: what `load` will need. raises OSError"""
+    """Before the first run: what `load` will need. raises SamplesError when the folder cannot be written"""
     for name, what in ((PLAN, plan), (CONDITIONS, conditions)):
         made = folder / f".{name}.{os.getpid()}"
-        made.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
-        made.replace(folder / name)
+        with disk_errors(folder, name):
+            made.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
+            made.replace(folder / name)
 
 
 def load(folder: Path) -> Saved:
@@ -138,8 +140,10 @@ def refuse_changes(saved: Saved, plan: Plan | None, now: Conditions) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """One kvgauge at a time in a folder; the kernel lets go of a killed one. raises UsageError"""
-    with (folder / LOCK).open("w") as handle:
+    """One kvgauge at a time in a folder; the kernel lets go of a killed one. raises UsageError, SamplesError"""
+    with disk_errors(folder, LOCK):
+        lock = (folder / LOCK).open("w")
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,7 +15,7 @@ from kvgauge.evidence.facts import Missing
 from kvgauge.failures import TargetError
 from kvgauge.load.drive import Driver
 from kvgauge.models import MODELS, transfer_bytes
-from scene import make_cell, make_test
+from scene import children_of, held_blocks, make_cell, make_test
 
 pytestmark = pytest.mark.nixl
 
@@ -155,7 +155,17 @@ def test_more_requests_than_the_pool_holds_wait_and_none_fails(embedded):
     with Driver(endpoint.url, endpoint.model, host="h") as driver:
         driver.run_cell(many, run_id="r", seed=1, on_exchange=exchanges.append)
     assert [e.failure for e in exchanges] == [None] * 12
-    assert len(moves(target, 12)) == 12
+    found = moves(target, 12)
+    assert len(found) == 12
+    needed = 12 * (512 + many.output_tokens) // 16
+    assert needed > 3 * target._reports()["decode-0"].blocks_total  # it was full indeed
+    queued = [e.phases.posted_ns - e.phases.prefill_end_ns for e in exchanges]
+    assert max(queued) > 5 * min(queued)  # and what the answers say of their phases shows who waited
+    assert held_blocks(target) == {}
+    assert proof.contradictions(make_test(), target.evidence(), found, exchanges) == []
+    status, raw = post(endpoint, {"prompt": [1] * 5000, "max_tokens": 1})
+    assert status == 400, "one that could never be admitted is refused, it does not wait"
+    assert b"5,000" in raw or b"5000" in raw or b"5001" in raw
 
 
 @pytest.mark.parametrize("backend", ["UCX", "LIBFABRIC"])
@@ -165,22 +175,21 @@ def test_a_client_that_leaves_frees_its_blocks_and_the_others_finish(embedded, o
     target, endpoint = embedded(make_test(operation=operation, backend=backend), cell)
     host, port = endpoint.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": list(range(256)), "max_tokens": 400, "stream": True})
+    stays = http.client.HTTPConnection(host, int(port), timeout=20)
+    stays.request("POST", "/v1/completions", body)
     for pause in (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.3):
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
         connection.request("POST", "/v1/completions", body)
         time.sleep(pause)
         connection.close()
     assert post(endpoint, {"prompt": "Hello", "max_tokens": 4})[0] == 200
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        reports = target._reports()
-        if all(report.blocks_free == report.blocks_total for report in reports.values()):
-            break
-        time.sleep(0.1)
+    streamed = stays.getresponse().read().decode()
+    assert streamed.count('"text"') >= 400
+    assert streamed.endswith("data: [DONE]\n\n")
+    assert held_blocks(target, seconds=20) == {}
     assert not [move.failure for move in target.phases() if move.pieces_wrong]
-    assert {
-        name: (r.blocks_free, r.blocks_total) for name, r in reports.items() if r.blocks_free != r.blocks_total
-    } == {}
+    counted = get(endpoint, "/metrics")[1].decode()
+    assert 'kvgauge:request_aborted_total{model_name="Qwen3-0.6B"} 8' in counted
 
 
 def test_nixls_own_progress_thread_can_be_switched_on(embedded):
@@ -214,8 +223,11 @@ def test_a_killed_worker_is_named_and_nothing_is_left_behind(embedded):
 def test_a_port_in_use_is_one_clear_error(embedded):
     _target, endpoint = embedded(make_test(), kv=False)
     port = int(endpoint.url.rsplit(":", 1)[1])
-    with pytest.raises(TargetError, match=f"cannot listen on 127.0.0.1:{port}"):
+    before = children_of(os.getpid())
+    with pytest.raises(TargetError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another"):
         embedded(make_test(), kv=False, port=port)
+    assert children_of(os.getpid()) == before
+    assert post(endpoint, {"prompt": "Hello", "max_tokens": 2})[0] == 200
 
 
 def test_a_fabric_this_target_cannot_use_is_refused_before_anything_starts(embedded):
@@ -267,14 +279,13 @@ def test_transfers_past_their_deadline_fail_alone_blame_nobody_and_give_their_bl
     assert failed, "the time limit was meant to be too short for eight at once"
     assert {e.failure for e in failed} == {"status"}
     assert all("past its deadline" in e.detail for e in failed)
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        reports = target._reports()
-        if all(report.blocks_free == report.blocks_total for report in reports.values()):
-            break
-        time.sleep(0.1)
-    assert all(report.blocks_free == report.blocks_total for report in reports.values())
+    assert held_blocks(target, seconds=20) == {}
+    assert post(endpoint, {"prompt": "Hello", "max_tokens": 2})[0] == 200  # alone it is in time
     found = target.phases()
     assert not [move for move in found if move.pieces_wrong]
+    told = [move.failure for move in found if move.failure]
+    assert all("past its deadline" in failure for failure in told)
     reasons = proof.contradictions(test, target.evidence(), found)
     assert not [reason for reason in reasons if "carried otherwise" in reason], reasons
+    failures = proof.cell_troubles(cell, exchanges)
+    assert any(f"{len(failed)} of 16 requests" in line and "past its deadline" in line for line in failures), failures

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvgauge.samples.read import load_exchanges, load_transfers
+from scene import children_of
 
 pytestmark = pytest.mark.nixl
 
@@ -43,18 +44,6 @@ def write_plan(folder, *, repetitions=2, tokens=6, requests=4, extra=""):
     path = folder / "plan.yaml"
     path.write_text(PLAN.format(repetitions=repetitions, tokens=tokens, requests=requests, extra=extra))
     return path
-
-
-def children_of(pid):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_a_plan_gives_results_samples_evidence_tables_and_exit_code_0(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from kvgauge.failures import TargetError
 from kvgauge.load.drive import Driver
-from scene import make_cell, make_test
+from scene import held_blocks, make_cell, make_test
 
 pytestmark = pytest.mark.nixl
 
@@ -42,17 +42,6 @@ def offer(driver, cell, tick):
     exchanges = []
     driver.run_cell(cell, run_id="r", seed=1, on_exchange=exchanges.append, tick=tick)
     return exchanges
-
-
-def held_blocks(target, seconds=5):
-    """Blocks that do not come back within that time, by worker."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        held = {name: r.blocks_total - r.blocks_free for name, r in target._reports().items()}
-        if not any(held.values()):
-            break
-        time.sleep(0.05)
-    return {name: count for name, count in held.items() if count}
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import pytest
 from kvgauge import conduct, resume
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
-from kvgauge.failures import BuildError, TargetError
+from kvgauge.failures import BuildError, SamplesError, TargetError
 from kvgauge.load.drive import CellLoad
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Plan, Primary
+from kvgauge.report.results import read
+from kvgauge.samples.disk import unwritten
+from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.read import load_exchanges, load_transfers
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.target.contract import Endpoint
@@ -400,14 +403,27 @@ def test_a_target_that_was_not_started_for_the_run_is_never_asked_the_same_promp
     assert {run.seed for run in got.runs.values()} == set(scene.world.seeds)
 
 
-def test_a_disk_that_is_full_fails_the_run_with_what_the_kernel_said(scene, monkeypatch):
-    def full(_self, _test):
+@pytest.mark.parametrize("where", ["prepare", "phases"])
+def test_a_disk_that_is_full_ends_the_plan_and_fails_no_run(scene, monkeypatch, where):
+    def full(_self, *_test):
         raise OSError(28, "No space left on device", "/somewhere")
 
-    monkeypatch.setattr(FakeTarget, "prepare", full)
-    got = scene.walk(make_plan())
-    assert got.runs["r1-a", "p"].reasons == ("No space left on device: /somewhere",)
-    assert [call[0] for call in scene.world.calls] == ["stop", "restore"]
+    monkeypatch.setattr(FakeTarget, where, full)
+    with pytest.raises(SamplesError, match=r"written to /somewhere: No space left on device; .* Make room"):
+        scene.walk(make_plan())
+    assert [call[0] for call in scene.world.calls][-2:] == ["stop", "restore"]
+
+
+def test_samples_that_cannot_be_written_end_the_plan_and_the_run_is_still_to_come(scene, monkeypatch, tmp_path):
+    def full(self, _exchange):
+        raise unwritten(OSError(28, "No space left on device"), self._folder)
+
+    monkeypatch.setattr(SampleWriter, "add_exchange", full)
+    with pytest.raises(SamplesError):
+        scene.walk(make_plan())
+    assert [call[0] for call in scene.world.calls][-2:] == ["stop", "restore"]
+    (written,) = tmp_path.rglob("results.json")
+    assert {run.status for run in read(written).tests[0].runs} == {"pending"}
 
 
 def test_a_mistake_of_our_own_ends_the_target_before_it_is_raised(scene, monkeypatch):

@@ -489,10 +489,42 @@ def test_blocks_that_waited_for_a_writer_come_back_when_it_has_ended(bench, made
     it.turns()
     assert it.free == 14
     it.worker.on_peers(Peers([made.peer(0)]))
-    clock.now_ns += module.LOST_GRACE_NS + 1
+    clock.now_ns += module.LOST_GRACE_NS
+    it.turns()
+    assert it.free == 14  # bytes on their way may still be written
+    clock.now_ns += 1
     it.turns()
     assert it.free == 16
     assert len(it.outbox.of(Refused)) == 1
+
+
+@pytest.mark.parametrize("last_words", [True, False])
+def test_a_writer_that_is_started_again_is_not_taken_for_the_one_that_ended(bench, made, clock, last_words):
+    it = bench(operation="WRITE")
+    it.ask(1, prefill_worker=1)
+    it.turns()
+    it.worker.on_peers(Peers([made.peer(0)]))
+    it.worker.on_peers(Peers([made.peer(0), made.peer(1)]))
+    if last_words:
+        it.says(written(1, failure="WRITE past its deadline", settled=False))
+    it.turns()
+    assert it.free == 14
+    clock.now_ns += module.LOST_GRACE_NS + 1
+    it.turns()
+    assert it.free == 16
+
+
+def test_the_last_words_of_a_writer_that_ended_keep_blocks_no_longer_than_its_bytes_may_take(bench, made, clock):
+    it = bench(operation="WRITE")
+    it.ask(1, prefill_worker=1)
+    it.turns()
+    it.worker.on_peers(Peers([made.peer(0)]))
+    it.says(written(1, failure="WRITE past its deadline", settled=False))
+    it.turns()
+    assert it.free == 14
+    clock.now_ns += module.LOST_GRACE_NS + 1
+    it.turns()
+    assert it.free == 16
 
 
 # -- the step clock

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -319,14 +320,20 @@ def test_many_clients_at_once_all_get_their_own_answer(house):
         assert text == vocabulary.word(at) * 2
 
 
-def test_clients_beyond_the_bound_are_turned_away_and_the_others_go_on(house, monkeypatch):
-    monkeypatch.setattr(module, "MAX_CLIENTS", 1)
+def test_clients_beyond_the_bound_are_told_so_and_the_others_go_on(house, monkeypatch):
+    monkeypatch.setattr(module, "most_clients", lambda _workers: 1)
     it = house()
     stays = it.client()
     stays.request("GET", "/live")
     assert stays.getresponse().read() == b""
-    with socket.create_connection(("127.0.0.1", it.port), WAIT_S) as sock:
-        assert sock.recv(100) == b""
+    other = http.client.HTTPConnection("127.0.0.1", it.port, timeout=WAIT_S)
+    other.connect()
+    time.sleep(0.05)
+    told = http.client.HTTPResponse(other.sock)
+    told.begin()
+    assert told.status == 503
+    assert "as many connections are open as this server may have" in json.loads(told.read())["error"]["message"]
+    other.close()
     stays.request("GET", "/live")
     assert stays.getresponse().status == 503
 

@@ -5,6 +5,7 @@ Exit codes: 0 fine; 1 worse, or a failed gate; 2 usage; 3 a run invalid or faile
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         silence()
         return 0
     except OSError as error:
-        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        _say(_seen(error))
+        silence()  # what standard output did not take would be tried again at the very end
         return KvgaugeError.exit_code
     except KeyboardInterrupt:
         _say("interrupted")
@@ -56,6 +58,12 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"a mistake of kvgauge's own: {_keep(error)}")
         return KvgaugeError.exit_code
     return code
+
+
+def _seen(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        return f"output cannot be written: {error.strerror}; make room, or send it elsewhere"
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
 def _say(line: str) -> None:
@@ -69,9 +77,13 @@ def _keep(error: Exception) -> str:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="kvgauge-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {str(error)[:200]} (please report it with {file.name})"
+    what = f"{type(error).__name__}: {str(error)[:200]}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="kvgauge-", suffix=".txt", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError as full:
+        return f"{what} (please report it; its details could not be kept: {full.strerror})"
+    return f"{what} (please report it with {file.name})"
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     from kvgauge.builds.verdicts import status_line
     from kvgauge.cli.pages import pages
     from kvgauge.conduct import Conductor
-    from kvgauge.failures import UsageError
+    from kvgauge.failures import SamplesError, UsageError
+    from kvgauge.load.open_files import raise_limit, refuse_too_few
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -106,6 +107,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     console = Console(stderr=True)
     if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
         raise UsageError("time-outs must be above 0 s and finite")
+    refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
     options = {
         "request_timeout_s": args.request_timeout,
@@ -140,7 +142,10 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
             done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
         )
-        results = conductor.conduct()
+        try:
+            results = conductor.conduct()
+        except SamplesError as error:
+            raise SamplesError(f"{error} {_after(folder)}") from error
     with pages():
         print_results(results, page(), published=published() if plan.source == REFERENCE_SOURCE else None)
     console.print(f"results: {folder}/results.json", markup=False, highlight=False)
@@ -148,6 +153,15 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
         more = f"interrupted: `kvgauge run --resume {folder}` goes on"
         console.print(more, style="yellow", markup=False, highlight=False)
     return conductor.exit_code()
+
+
+def _after(folder: Path) -> str:
+    """What to do with a folder that could not be written to the end."""
+    from kvgauge.resume import CONDITIONS
+
+    if (folder / CONDITIONS).exists():
+        return f"With room, `kvgauge run --resume {folder}` goes on where it stopped."
+    return f"Nothing was begun in {folder}: remove it."
 
 
 def _target_for(

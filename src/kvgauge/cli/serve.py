@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
     from kvgauge.builds.install import install
     from kvgauge.failures import TargetError
+    from kvgauge.load.open_files import raise_limit
     from kvgauge.plan.records import Cell, Run
     from kvgauge.target.embedded import EmbeddedTarget, Options
 
     test = _test(args)
+    raise_limit()
     answer = max(1, args.context // 4)
     prompt = max(1, args.context - answer)
     cell = Cell(

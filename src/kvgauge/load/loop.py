@@ -12,6 +12,7 @@ import msgspec
 
 from kvgauge.load.answers import Cut
 from kvgauge.load.arrivals import Arrivals, Due
+from kvgauge.load.open_files import why
 from kvgauge.load.site import Site
 from kvgauge.load.stream import Connection, End, Incoming, OpenReceiver, PlainReceiver
 
@@ -206,7 +207,7 @@ class Loop:
             self._by_fd[connection.fd] = slot
             self._epoll.register(connection.fd, select.EPOLLOUT)
             return
-        self._no_connection(slot, seen.strerror or str(seen))
+        self._no_connection(slot, why(seen))
 
     def _not_connected(self, slot: _Slot, connection: Connection, seen: str) -> None:
         """One address did not answer: on to the next, if there is one."""

@@ -4,6 +4,7 @@ Version history of `schema`
     1  first
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -16,6 +17,7 @@ import msgspec
 from kvgauge.compare import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
+from kvgauge.samples.disk import unwritten
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import over_runs
 
@@ -268,8 +270,9 @@ def _write_whole(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SamplesError(f"cannot write {path}: {error.strerror}. Free the disk or name another --out") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritten(error, path.parent, path.name) from error
 
 
 def json_text(results: Results) -> str:

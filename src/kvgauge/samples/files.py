@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from kvgauge.failures import SamplesError
+from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.samples.schema import CUT_OFF_KEY, KINDS, PHASES, Kind, check_schema, schema_of
 
@@ -65,7 +66,7 @@ class SampleWriter:
         self._flushed_ns = clock_ns()
         self._streams: dict[Kind, _Stream] = {}
         self._failed: SamplesError | None = None
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind in KINDS:
                 for path in (stream_path(folder, kind), parquet_path(folder, kind)):
@@ -104,7 +105,7 @@ class SampleWriter:
             raise self._failed
         self._flushed_ns = self._clock_ns()
         try:
-            with _disk_errors(self._folder):
+            with disk_errors(self._folder):
                 self._write()
         except SamplesError as error:
             self._failed = error
@@ -123,7 +124,7 @@ class SampleWriter:
     def finish(self) -> None:
         """Flush, end the streams and turn them into Parquet. Call once; nothing can be added after it."""
         self.flush()
-        with _disk_errors(self._folder):
+        with disk_errors(self._folder):
             self._close_streams()
         seal(self._folder)
 
@@ -156,7 +157,7 @@ def seal(folder: Path) -> None:
 
     streams = [(kind, stream_path(folder, kind)) for kind in KINDS if stream_path(folder, kind).is_file()]
     cut_off = not all(_ends(path) for _, path in streams)
-    with _disk_errors(folder):
+    with disk_errors(folder):
         for kind, path in streams:
             final = parquet_path(folder, kind)
             if final.exists():  # an earlier call got this far
@@ -165,13 +166,17 @@ def seal(folder: Path) -> None:
             schema = schema_of(kind)
             if cut_off:
                 schema = schema.with_metadata({**schema.metadata, CUT_OFF_KEY: b"1"})
-            with partial.open("wb") as file:
-                with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
-                    for batches in _groups(read_stream(path, kind)):
-                        parquet.write_table(pa.Table.from_batches(batches).cast(schema))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(final)
+            try:
+                with partial.open("wb") as file:
+                    with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
+                        for batches in _groups(read_stream(path, kind)):
+                            parquet.write_table(pa.Table.from_batches(batches).cast(schema))
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.rename(final)
+            except OSError:
+                partial.unlink(missing_ok=True)  # a full disk needs the room
+                raise
         _sync_folder(folder)
         for _, path in streams:
             path.unlink()
@@ -309,15 +314,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """What the disk says, as SamplesError with what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise SamplesError(
-            f"samples cannot be written to {folder}: {error.strerror or error}; what was written before is still "
-            "there and readable. Make room or name another folder, then run again."
-        ) from error

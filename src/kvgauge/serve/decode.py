@@ -63,6 +63,7 @@ class Incoming:
     arrived_ns: int | None = None  # WRITE: when the last notification came
     written: Written | None = None
     aborted: bool = False
+    lost: bool = False  # the prefill worker has ended; the one of that number now is another
     deadline_ns: int = 0
     late: str = "WRITE past its deadline: prefill's notifications did not come"
 
@@ -82,6 +83,7 @@ class DecodeWorker:
         self._peers: dict[int, WorkerInfo] = {}
         self._decoder = msgspec.msgpack.Decoder(ToDecode)
         self._stuck: dict[int, int] = {}  # given up, but NIXL has not let go of their blocks -> prefill worker
+        self._lost: dict[int, int] = {}  # of those: their prefill worker has ended -> when nothing can write any more
         self._lively_until_ns = 0
         self._steps = self._late = self._late_ns_max = 0
         self._backends: dict[str, int] = {}
@@ -99,14 +101,14 @@ class DecodeWorker:
         self._ranks.mover.forget(index, until_ns)
         for incoming in self._incoming.values():
             if incoming.request.prefill_worker == index and incoming.move is None:
+                incoming.lost = True
                 incoming.deadline_ns = min(incoming.deadline_ns, until_ns)
                 incoming.late = f"prefill-{index} has ended"
         for request in [request for request in self._waiting if request.prefill_worker == index]:
             self._waiting.remove(request)
             self._refuse(request.key, f"prefill-{index} has ended", None)
         if self._spec.operation == "WRITE":  # of a READ, the mover says when NIXL has let go
-            for key in [key for key, worker in self._stuck.items() if worker == index]:
-                self._settled(key)
+            self._lost |= {key: until_ns for key, worker in self._stuck.items() if worker == index}
 
     def on_message(self, raw: bytes) -> None:
         message = self._decoder.decode(raw)
@@ -119,7 +121,7 @@ class DecodeWorker:
         elif (incoming := self._incoming.get(message.key)) is not None:
             incoming.written = message
             if not message.settled:
-                self._keep(incoming.request)
+                self._keep(incoming)
         elif message.settled:
             self._settled(message.key)  # its word came after we had given up
 
@@ -129,6 +131,8 @@ class DecodeWorker:
         for move in self._ranks.mover.progress():
             self._moved(move)
         for key in self._ranks.mover.settled():
+            self._settled(key)
+        for key in [key for key, until_ns in self._lost.items() if now_ns > until_ns]:
             self._settled(key)
         self._settle_writes(now_ns)
         self._admit(now_ns)
@@ -206,7 +210,7 @@ class DecodeWorker:
                 self._arrived(incoming, self._write_record(incoming, written))
             elif now_ns > incoming.deadline_ns:
                 del self._incoming[key]
-                if incoming.request.prefill_worker in self._peers:
+                if not incoming.lost:
                     self._stuck[key] = incoming.request.prefill_worker  # it lives: until it says so it may still write
                 self._refuse(key, incoming.late, None)
 
@@ -230,7 +234,7 @@ class DecodeWorker:
         if move.backends:
             self._backends[backend] = self._backends.get(backend, 0) + 1
         if not move.settled:
-            self._keep(incoming.request)
+            self._keep(incoming)
         record = self._record(
             incoming.request,
             operation="READ",
@@ -293,12 +297,16 @@ class DecodeWorker:
         if key not in self._stuck:
             self._table.release(key)
 
-    def _keep(self, request: Decode | Reserve) -> None:
-        self._stuck[request.key] = request.prefill_worker
+    def _keep(self, incoming: Incoming) -> None:
+        key = incoming.request.key
+        self._stuck[key] = incoming.request.prefill_worker
         self._lively_until_ns = time.monotonic_ns() + LIVELY_NS
+        if incoming.lost:  # its last words came late, and nobody is left to say more
+            self._lost[key] = time.monotonic_ns() + LOST_GRACE_NS
 
     def _settled(self, key: int) -> None:
         self._stuck.pop(key, None)
+        self._lost.pop(key, None)
         self._table.release(key)
 
     def _refuse(self, key: int, reason: str, record: Transfer | None) -> None:

@@ -19,6 +19,7 @@ import zmq
 
 from kvgauge.serve import openai
 from kvgauge.serve.http import BadRequest, Connection, HttpRequest, response
+from kvgauge.serve.listener import MAX_CLIENTS, Listener, most_clients
 from kvgauge.serve.messages import (
     BEAT_NS,
     Beat,
@@ -38,8 +39,7 @@ from kvgauge.serve.openai import ApiError
 from kvgauge.serve.router import Router
 from kvgauge.serve.worker import HIGH_WATER, die_with_parent
 
-BACKLOG = 1024
-MAX_CLIENTS = 8192
+LOOK_AWAY_NS = 100_000_000
 READ_BYTES = 256 << 10
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
@@ -47,8 +47,8 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 class Frontend:
     def __init__(self, spec: FrontendSpec) -> None:
         self._spec = spec
-        self._listener = socket.create_server((spec.host, spec.port), backlog=BACKLOG)  # first: it may fail
-        self._listener.setblocking(False)
+        self._listener = Listener(spec.host, spec.port)  # first: it may fail
+        self._listen_again_ns: int | None = None
         self._context = zmq.Context(io_threads=1)
         self._control = self._socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, b"frontend-0")
@@ -66,6 +66,7 @@ class Frontend:
         )
         self._open = False
         self._clients: dict[int, Connection] = {}
+        self._most = MAX_CLIENTS
         self._epoll = select.epoll()
         for fd in (self._listener.fileno(), self._inbox.fd, self._control.fd):
             self._epoll.register(fd, select.EPOLLIN)
@@ -84,10 +85,11 @@ class Frontend:
         return made
 
     def run(self) -> None:
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._listener.address()
         shown = f"[{host}]" if ":" in host else host
         self._control.send(encode(Listening(f"http://{shown}:{port}", os.getpid())))
         gc.freeze()  # what is here stays; collections then look at requests only
+        self._most = most_clients(sum(map(len, self._workers.values())))
         wait_s = BEAT_NS / 1e9
         beat_ns = 0
         while True:
@@ -98,14 +100,16 @@ class Frontend:
                 beat_ns = now_ns + BEAT_NS
             for fd, mask in events:
                 if fd == self._listener.fileno():
-                    self._accept()
+                    self._accept(now_ns)
                 elif (client := self._clients.get(fd)) is not None:
                     self._serve(client, mask, now_ns)
             if self._read_control():
                 return
             more = self._read_inbox()
             self._flush()
-            wait_s = 0.0 if more else BEAT_NS / 1e9
+            self._listen(now_ns)
+            idle_ns = BEAT_NS if self._listen_again_ns is None else LOOK_AWAY_NS
+            wait_s = 0.0 if more else idle_ns / 1e9
 
     def _beat(self) -> None:
         with suppress(zmq.Again):
@@ -164,19 +168,20 @@ class Frontend:
         if not left and client.closing and not client.busy:
             self._close(client)
 
-    def _accept(self) -> None:
-        for _ in range(BACKLOG):
-            try:
-                sock, _address = self._listener.accept()
-            except OSError:
-                return  # nobody waits, or no descriptor is left: those who wait stay in the backlog
-            if len(self._clients) >= MAX_CLIENTS:
-                sock.close()
-                continue
+    def _accept(self, now_ns: int) -> None:
+        for sock in self._listener.accept(self._most - len(self._clients)):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._clients[sock.fileno()] = Connection(sock)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
+        if self._listener.stuck:  # who waits keeps the socket ready: look away for a moment
+            self._epoll.modify(self._listener.fileno(), 0)
+            self._listen_again_ns = now_ns + LOOK_AWAY_NS
+
+    def _listen(self, now_ns: int) -> None:
+        if self._listen_again_ns is not None and now_ns >= self._listen_again_ns:
+            self._listen_again_ns = None
+            self._epoll.modify(self._listener.fileno(), select.EPOLLIN)
 
     def _close(self, client: Connection) -> None:
         self._clients.pop(client.sock.fileno(), None)

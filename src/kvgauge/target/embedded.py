@@ -12,6 +12,7 @@ import msgspec
 from kvgauge import backends
 from kvgauge.builds.records import Build
 from kvgauge.evidence import machine, nixl, ucx
+from kvgauge.evidence.clocks import Clocks, changes, read_clocks
 from kvgauge.evidence.facts import Evidence, Fact, Missing
 from kvgauge.failures import TargetError
 from kvgauge.plan.records import Run, Test
@@ -64,6 +65,7 @@ class EmbeddedTarget:
         self._interfaces: dict[str, str] = {}  # role -> what its transport binds inside its namespace
         self._test: Test | None = None
         self._before: machine.Snapshot | None = None
+        self._clocks: Clocks | None = None
         self.notes: list[str] = []
         self._restarts = 0
 
@@ -79,6 +81,7 @@ class EmbeddedTarget:
         """raises TargetError when it is not up within 90 s or something died."""
         self.stop()
         self._test, self._specs, self._interfaces, self.notes, self._restarts = run.test, {}, {}, [], 0
+        self._clocks = read_clocks()
         try:
             return self._start(run)
         except BaseException:
@@ -106,13 +109,7 @@ class EmbeddedTarget:
         return Evidence(
             backends=counted,
             providers=tuple(dict.fromkeys(fact.value for fact in found if fact.name == wanted)),
-            facts=(
-                *nixl.unique(found),
-                *_lateness(reports),
-                *_cold(reports),
-                *_silences(self._crew),
-                *map(_note, self.notes),
-            ),
+            facts=(*nixl.unique(found), *self._happened(reports), *map(_note, self.notes)),
             connections=tuple(connections),
             handshakes_nixl=nixl.handshake_count(logs, test.backend, build.release if build else (0,)),
             handshakes_efa=Missing(reason="fabric tcp: no EFA provider, so no EFA handshake"),
@@ -282,6 +279,12 @@ class EmbeddedTarget:
         return name
 
     # -- looking
+
+    def _happened(self, reports: dict[str, Report]) -> list[Fact]:
+        """What the reader of the figures should know of the run."""
+        assert self._crew is not None
+        assert self._clocks is not None
+        return [*_lateness(reports), *_cold(reports), *_silences(self._crew), *changes(self._clocks, read_clocks())]
 
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self._folder}/{name}"

@@ -7,6 +7,7 @@ result says "unproved".
 from collections.abc import Callable
 
 from kvgauge.evidence import machine
+from kvgauge.evidence.clocks import Clocks, changes, read_clocks
 from kvgauge.evidence.facts import Evidence, Fact, Missing
 from kvgauge.failures import TargetError
 from kvgauge.plan.records import Run, Test
@@ -33,6 +34,7 @@ class UrlTarget:
     ) -> None:
         self._url, self._wait_ready, self._models, self._model = url, wait_ready, models, model
         self._before: machine.Snapshot | None = None
+        self._clocks: Clocks | None = None
 
     def prepare(self, test: Test) -> None:  # noqa: ARG002 - the contract gives it
         """raises LoadError when nothing answers there."""
@@ -46,17 +48,18 @@ class UrlTarget:
             raise TargetError(
                 f"{self._url} serves {', '.join(served) or 'no model'}, not {model}: name one of them with --model"
             )
-        self._before = machine.read_snapshot(machine.own_pid())
+        self._before, self._clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
         return Endpoint(url=self._url, model=model, fresh=False, same_clock=False)
 
     def evidence(self) -> Evidence:
         """Nothing of the transport; of this machine, what the client used."""
-        after = machine.read_snapshot(machine.own_pid())
+        after, clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
+        url = Fact(name="url", value=self._url, shown_by="the command line")
         elsewhere = Missing(reason=UNPROVED)
         return Evidence(
             backends={},
             providers=(),
-            facts=(Fact(name="url", value=self._url, shown_by="the command line"),),
+            facts=(url, *changes(self._clocks or clocks, clocks)),
             connections=(),
             handshakes_nixl=elsewhere,
             handshakes_efa=elsewhere,
