@@ -19,7 +19,7 @@ from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import CellLoad, Driver
 from kvgauge.plan.expand import expand
-from kvgauge.plan.records import Cell, Plan, Run
+from kvgauge.plan.records import Cell, Expect, Plan, Run
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
@@ -113,7 +113,7 @@ class Conductor:
         statuses = [(test, run.status) for test in self._plan.tests for run in self._given[test.name] if run.cell]
         if self._stop():
             return EXIT_INTERRUPTED
-        unexpected = [status for test, status in statuses if status != test.expect]
+        unexpected = [status for test, status in statuses if not _as_expected(status, test.expect)]
         if unexpected:
             return EXIT_UNEXPECTED
         worse = [row for test in self._results.tests for row in test.gains if row.primary and row.verdict == "worse"]
@@ -220,6 +220,10 @@ class Conductor:
                 measured.transfers.append(transfer)
                 writer.add_transfer(run_id, transfer)
             time.sleep(0.01)
+
+
+def _as_expected(status: Status, expect: Expect) -> bool:
+    return status in ("invalid", "failed") if expect == "unusable" else status == expect
 
 
 def _hopeless(measured: Measured) -> bool:

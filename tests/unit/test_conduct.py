@@ -451,3 +451,9 @@ def test_a_worker_that_was_started_again_fails_its_cell_and_the_next_one_counts(
     assert runs["after"].status == "valid"
     assert (runs[None].status, runs[None].reasons[0][:12]) == ("failed", "cell struck:")
     assert scene.world.waits == 1
+
+
+@pytest.mark.parametrize(("expect", "code"), [("unusable", 0), ("invalid", 3), ("failed", 0)])
+def test_a_build_that_is_known_to_be_unusable_may_fail_or_be_invalid(scene, expect, code):
+    scene.world.start_fails = {"r1-a"}
+    assert scene.walk(make_plan(make_test(name="A", expect=expect))).code == code

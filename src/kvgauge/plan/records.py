@@ -9,7 +9,7 @@ from kvgauge.builds.records import BuildSource
 Backend = Literal["UCX", "LIBFABRIC"]
 Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
 LoadShape = Literal["single", "wave", "closed"]
-Expect = Literal["valid", "invalid", "failed"]
+Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
 Operation = Literal["READ", "WRITE"]
 
 
