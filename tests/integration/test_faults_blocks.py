@@ -124,7 +124,7 @@ def test_each_kind_of_corrupted_block_fails_its_request_by_name_and_no_other(emb
 @pytest.mark.parametrize("backend", ["UCX", "LIBFABRIC"])
 def test_a_block_corrupted_before_prefill_writes_it_is_found_by_decode_too(embedded, backend):
     test = make_test(backend=backend, operation="WRITE")
-    target, endpoint = embedded(test, CELL, compute=100)  # a modelled second between storing and sending
+    target, endpoint = embedded(test, CELL, compute=60)  # 0.4 modelled seconds between storing and sending
     pool = OpenPool(target, "prefill-0")
     with Driver(endpoint.url, endpoint.model, host="h", request_timeout_s=30) as driver:
         offer(driver, target.phases)

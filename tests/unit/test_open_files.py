@@ -78,23 +78,55 @@ class Exhausted:
         return getattr(self._sock, name)
 
 
-def test_without_a_descriptor_who_waits_is_told_on_the_one_held_back(listener, monkeypatch):
+def told_of(client):
+    data = b""
+    while more := client.recv(1000):
+        data += more
+    return data
+
+
+def test_without_a_descriptor_who_waits_is_told_on_those_held_back_and_can_still_send(listener, monkeypatch):
     clients = [socket.create_connection(listener.address(), 5) for _ in range(3)]
     exhausted = listener._sock = Exhausted(listener._sock)
-    close = os.close
+    close, close_one = os.close, listener._close_one
 
     def closed(fd):
         close(fd)
-        exhausted.left += 1  # what was held back is there for one client
+        exhausted.left += 1
+
+    def closed_one():
+        close_one()
+        exhausted.left += 1
 
     monkeypatch.setattr(module.os, "close", closed)
-    assert listener.accept(100) == []
-    monkeypatch.undo()
-    assert not listener.stuck
+    monkeypatch.setattr(listener, "_close_one", closed_one)
+    monkeypatch.setattr(listener, "_hold_back", lambda: None)
+    for _ in clients:
+        assert listener.accept(100, 0) == []
+        assert not listener.stuck
+    assert len(listener._told) == 1
+    clients[2].sendall(b"GET / HTTP/1.1\r\n\r\n")
     for client in clients:
-        assert b" 503 " in client.recv(1000)
+        assert b" 503 " in told_of(client)
         client.close()
+    monkeypatch.undo()
+    listener.tidy(module.STAY_NS)
+    assert not listener._told
     assert listener._reserve is not None
+
+
+def test_those_beyond_the_room_are_told_and_their_connections_do_not_pile_up(listener):
+    clients = [socket.create_connection(listener.address(), 5) for _ in range(2 + 3 * module.TOLD_MAX)]
+    taken = listener.accept(2, 0)
+    assert len(taken) == 2
+    assert len(listener._told) == module.TOLD_MAX
+    assert all(b"as many connections are open" in told_of(client) for client in clients[2:])
+    listener.tidy(module.STAY_NS - 1)
+    assert listener._told
+    listener.tidy(module.STAY_NS)
+    assert not listener._told
+    for sock in (*clients, *taken):
+        sock.close()
 
 
 def test_a_listener_with_nothing_held_back_says_that_it_is_stuck_and_recovers(listener, monkeypatch):
@@ -103,10 +135,10 @@ def test_a_listener_with_nothing_held_back_says_that_it_is_stuck_and_recovers(li
     os.close(listener._reserve)
     listener._reserve = None
     monkeypatch.setattr(listener, "_hold_back", lambda: None)
-    assert listener.accept(100) == []
+    assert listener.accept(100, 0) == []
     assert listener.stuck
     exhausted.left = 2
-    (taken,) = listener.accept(100)
+    (taken,) = listener.accept(100, 0)
     assert not listener.stuck
     taken.close()
     client.close()

@@ -169,7 +169,7 @@ class Frontend:
             self._close(client)
 
     def _accept(self, now_ns: int) -> None:
-        for sock in self._listener.accept(self._most - len(self._clients)):
+        for sock in self._listener.accept(self._most - len(self._clients), now_ns):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._clients[sock.fileno()] = Connection(sock)
@@ -179,6 +179,7 @@ class Frontend:
             self._listen_again_ns = now_ns + LOOK_AWAY_NS
 
     def _listen(self, now_ns: int) -> None:
+        self._listener.tidy(now_ns)
         if self._listen_again_ns is not None and now_ns >= self._listen_again_ns:
             self._listen_again_ns = None
             self._epoll.modify(self._listener.fileno(), select.EPOLLIN)

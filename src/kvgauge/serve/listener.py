@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import socket
+from collections import deque
 
 from kvgauge.serve.http import response
 from kvgauge.serve.openai import ApiError
@@ -13,6 +14,10 @@ BACKLOG = 1024
 MAX_CLIENTS = 8192
 SPARE = 16  # descriptors kept for what is neither a client nor a worker
 DRAIN_BYTES = 64 << 10
+TOLD_MAX = 8  # within SPARE
+STAY_NS = 1_000_000_000
+FULL = "as many connections are open as this server may have; try again later"
+NO_DESCRIPTOR = "this server has no file descriptor left; try again later, or raise its limit (ulimit -n)"
 NONE_LEFT = (errno.EMFILE, errno.ENFILE)
 
 
@@ -26,8 +31,9 @@ def most_clients(workers: int) -> int:
 class Listener:
     """A listening socket that never lets its backlog spin the loop that waits for it.
 
-    A descriptor is held back: without any other it is given up for the moment it takes to accept a client, tell it
-    and close it again.
+    A descriptor is held back: without any other it is given up for a client that is told, and taken back for the next.
+    Who was told stays connected for a moment, because a connection closed under a request that is just being sent
+    takes the answer with it.
 
     stuck   not even that is possible: ask again a little later
     raises  OSError when the address cannot be listened on
@@ -38,6 +44,7 @@ class Listener:
         self._sock.setblocking(False)
         self._reserve: int | None = None
         self._hold_back()
+        self._told: deque[tuple[int, socket.socket]] = deque()  # when to close them
         self.stuck = False
 
     def fileno(self) -> int:
@@ -45,6 +52,8 @@ class Listener:
 
     def close(self) -> None:
         self._sock.close()
+        while self._told:
+            self._close_one()
         if self._reserve is not None:
             os.close(self._reserve)
             self._reserve = None
@@ -53,13 +62,13 @@ class Listener:
         host, port = self._sock.getsockname()[:2]
         return str(host), int(port)
 
-    def accept(self, room: int) -> list[socket.socket]:
-        """Those who wait, at most `room` of them; the others are shed."""
+    def accept(self, room: int, now_ns: int) -> list[socket.socket]:
+        """Those who wait, at most `room` of them; the others are told that there is none."""
         self.stuck = False
         taken: list[socket.socket] = []
         for _ in range(BACKLOG):
             try:
-                sock, told = self._next()
+                sock, spare = self._next()
             except BlockingIOError:
                 break
             except ConnectionError:  # that client has gone again
@@ -67,35 +76,55 @@ class Listener:
             except OSError:
                 self.stuck = True
                 break
-            if told:
-                continue
-            if len(taken) < room:
+            if spare and len(taken) < room:
                 taken.append(sock)
-            else:
-                shed(sock, "as many connections are open as this server may have; try again later")
+                continue
+            tell(sock, FULL if spare else NO_DESCRIPTOR)
+            self._told.append((now_ns + STAY_NS, sock))
+            if len(self._told) > TOLD_MAX:
+                self._close_one()
+            if not spare:  # looking for the next one would cost this one its connection: epoll tells if it is there
+                break
         return taken
 
+    def tidy(self, now_ns: int) -> None:
+        """Close the connections of those who were told long enough ago."""
+        while self._told and self._told[0][0] <= now_ns:
+            self._close_one()
+        self._hold_back()
+
+    def _close_one(self) -> None:
+        _, sock = self._told.popleft()
+        with contextlib.suppress(OSError):
+            sock.recv(DRAIN_BYTES)  # with bytes unread, closing would be a reset
+        sock.close()
+
     def _next(self) -> tuple[socket.socket, bool]:
-        """Who has waited longest, and whether it was shed for want of a descriptor.
+        """Who has waited longest, and whether a descriptor was there for it without giving up what is held back.
 
         raises  BlockingIOError when nobody waits; OSError when nobody can be accepted at all
         """
         try:
-            return self._sock.accept()[0], False
+            return self._sock.accept()[0], True
         except OSError as error:
-            if error.errno not in NONE_LEFT:
+            if error.errno not in NONE_LEFT or not self._give_up():
                 raise
-            self._hold_back()
-            if self._reserve is None:
-                raise
-        os.close(self._reserve)
-        self._reserve = None
         try:
-            sock, _address = self._sock.accept()
-            shed(sock, "this server has no file descriptor left; try again later, or raise its limit (ulimit -n)")
-            return sock, True
-        finally:
+            return self._sock.accept()[0], False
+        except OSError:
             self._hold_back()
+            raise
+
+    def _give_up(self) -> bool:
+        """Free a descriptor: what is held back, else that of the one who was told first."""
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+        elif self._told:
+            self._close_one()
+        else:
+            return False
+        return True
 
     def _hold_back(self) -> None:
         if self._reserve is None:
@@ -103,11 +132,9 @@ class Listener:
                 self._reserve = os.open(os.devnull, os.O_RDONLY)
 
 
-def shed(sock: socket.socket, why: str) -> None:
-    """Tell a client that there is no room for it, and close. What it has sent is read, or it would see a reset."""
+def tell(sock: socket.socket, why: str) -> None:
+    """Say that there is no room, and that nothing follows."""
     with contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(response(503, ApiError(503, why).body, close=True))
         sock.shutdown(socket.SHUT_WR)
-        sock.recv(DRAIN_BYTES)
-    sock.close()
