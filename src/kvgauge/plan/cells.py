@@ -114,7 +114,7 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
     warmup = fields["warmup_requests"].integer(0, REQUESTS_MAX) if "warmup_requests" in fields else None
     cells = []
     for concurrency, rate, end in zip(concurrencies, rates, ends, strict=True):
-        number = f"{rate:g}" if is_open else str(concurrency)
+        number = str(concurrency) if rate is None else f"{rate:g}"
         given: dict[str, object] = {
             "name": f"{name}-{number}" if varied is not None and varied.is_list else name,
             "load": load,
