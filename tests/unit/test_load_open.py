@@ -75,7 +75,7 @@ def test_after_stop_only_what_was_due_by_then_is_sent(due, service, slots, stop_
     sent = [at for at, _ in world.sent]
     assert sent == due[: len(sent)]
     assert [at for at in due if at <= stop_at] == [at for at in sent if at <= stop_at]
-    assert all(at <= stop_at + 10 or at <= max(due) and len(sent) == len(due) for at in sent)
+    assert all(at <= stop_at + 10 or (at <= max(due) and len(sent) == len(due)) for at in sent)
 
 
 def test_a_busy_server_makes_requests_wait_and_the_client_is_not_blamed():
