@@ -54,6 +54,12 @@ def test_every_due_request_is_sent_once_in_order_and_none_before_its_time(due, s
     assert load.queued == sum(begun > at for at, begun in world.sent)
 
 
+def test_slots_freed_at_one_moment_serve_several_that_waited():
+    load = OpenLoad(iter([0] * 6), slots=3, start_ns=7)
+    assert len(World(load, [1]).sent) == 6
+    assert (load.queued, load.own_late_ns_max) == (3, 0)
+
+
 @given(times, services, st.integers(1, 4), st.integers(0, 10))
 def test_what_is_due_is_sent_or_given_up_and_nothing_else_becomes_due_after(due, service, slots, waiting_max):
     load = OpenLoad(iter(due), slots=slots, start_ns=0, waiting_max=waiting_max)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from kvgauge.plan import load_plan, load_traces
 from kvgauge.plan.expand import cell_s, under_way
 from kvgauge.plan.open import offered, said, span_s
 from kvgauge.plan.read import read
-from kvgauge.plan.records import Burst, Plan, Ramp, Until
+from kvgauge.plan.records import OPEN_LOADS, Burst, Plan, Ramp, Until
 from kvgauge.plan.reference import quick
 from kvgauge.plan.trace import BYTES_MAX, again, asked, parse, summary
 from scene import make_cell, make_test
@@ -214,6 +215,12 @@ def test_a_quick_plan_cuts_open_loads_and_ends_of_their_own_short():
     long = plan(f"load: poisson, rate: 100, until: {{half_width: 2%, at_most_s: 900}}, {LENGTHS}")
     [cell] = quick(long).cells
     assert (cell.requests, cell.duration_s, cell.until, cell.warmup_requests) == (20, 10.0, None, 1)
+
+
+def test_the_example_is_valid():
+    found = load_plan(Path(__file__).parents[2] / "examples" / "open-loads.yaml", quick=False, tests=())
+    assert {cell.load for cell in found.cells} == {*OPEN_LOADS, "closed"}
+    assert load_traces(found.cells)
 
 
 def test_a_load_is_said_in_words():

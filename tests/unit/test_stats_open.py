@@ -50,6 +50,9 @@ def test_what_was_offered_stands_beside_what_was_sent():
     found = offered_metrics(load_of())
     assert found["offered_rate_req_s"].point == pytest.approx(10.0)
     assert found["sent_rate_req_s"].point == pytest.approx(90 / 9.1)
+    assert found["sent_rate_req_s"].reason == "one value for the whole run"
+    slow = offered_metrics(load_of(sent_span_ns=30_000_000_000))["sent_rate_req_s"]
+    assert "below the 10 req/s offered: latency grows" in slow.reason
     assert (found["queued"].point, found["new_connections"].point, found["under_way_max"].point) == (30, 3, 8)
     assert found["client_late_ms_mean"].point == pytest.approx(0.05)
     closed = msgspec.structs.replace(load_of(), open=None)

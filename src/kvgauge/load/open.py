@@ -26,10 +26,11 @@ class OpenLoad:
         self._times_ns, self._start_ns, self._waiting_max = times_ns, start_ns, waiting_max
         self._slots = slots
         self._free = list(range(slots))  # a heap
-        self._freed_ns = [start_ns] * slots  # when a slot became the only free one; else the start
+        self._freed_ns = deque([start_ns] * slots)  # since when slots are free, whichever they are; as many as are
         self._read: deque[int] = deque()  # due times that were looked at and have no slot yet, in order
         self._last_ns: int | None = None  # nothing due later than this is sent
         self._reserved: Due | None = None  # the next to begin
+        self._free_since_ns = start_ns  # the slot of the reserved one
         self.requests = self.queued = self.given_up = 0
         self.under_way_max = 0
         self.own_late_ns_max = self.own_late_ns_sum = 0
@@ -44,16 +45,15 @@ class OpenLoad:
         assert due.slot == slot
         self.requests += 1
         self.under_way_max = max(self.under_way_max, self._slots - len(self._free))
-        self.queued += self._freed_ns[slot] > due.due_ns
-        own_ns = now_ns - max(due.due_ns, self._freed_ns[slot])  # a slot was free and the request was due
+        self.queued += self._free_since_ns > due.due_ns
+        own_ns = now_ns - max(due.due_ns, self._free_since_ns)  # a slot was free and the request was due
         self.own_late_ns_sum += own_ns
         self.own_late_ns_max = max(self.own_late_ns_max, own_ns)
         return self._reserve()
 
     def ended(self, slot: int, at_ns: int) -> list[Due]:
-        full = not self._free
         heapq.heappush(self._free, slot)
-        self._freed_ns[slot] = at_ns if full else self._start_ns
+        self._freed_ns.append(at_ns)
         return self._reserve()
 
     def stop(self, now_ns: int) -> None:
@@ -63,6 +63,7 @@ class OpenLoad:
         if due is not None and due.due_ns > now_ns:
             self._reserved = None
             heapq.heappush(self._free, due.slot)
+            self._freed_ns.appendleft(self._free_since_ns)
 
     def overflow(self, now_ns: int) -> list[int]:
         """The due times of all that waits, when that is more than may; then nothing else becomes due."""
@@ -94,4 +95,5 @@ class OpenLoad:
             self._times_ns = iter(())
             return []
         self._reserved = Due(due_ns, heapq.heappop(self._free))
+        self._free_since_ns = self._freed_ns.popleft()
         return [self._reserved]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kvgauge.load.drive import CellLoad, OpenOffer
 
 OWN_LATE_MS_MIN = 2.0  # a client that is less late than this on average
+SATURATED_SHARE = 0.95  # of the offered rate
 OWN_LATE_SHARE = 0.1  # or less than this share of the mean TTFT, does not shape the result
 
 
@@ -22,7 +23,7 @@ def offered_metrics(load: "CellLoad") -> dict[str, Estimate]:
     if offer is None:
         return found
     found["offered_rate_req_s"] = _rate(n, offer.due_span_ns)
-    found["sent_rate_req_s"] = _rate(n - offer.given_up, offer.sent_span_ns)
+    found["sent_rate_req_s"] = _saturated(_rate(n - offer.given_up, offer.sent_span_ns), found["offered_rate_req_s"])
     found["queued"] = counted(offer.queued, "requests", n)
     found["unsent"] = counted(offer.given_up, "requests", n)
     found["under_way_max"] = counted(offer.under_way_max, "requests", n)
@@ -38,6 +39,14 @@ def _rate(requests: int, span_ns: int | None) -> Estimate:
     if requests < 2 or not span_ns:
         return missing("req/s", "a rate needs two requests at different times")
     return bare((requests - 1) / (span_ns / 1e9), "req/s", requests, "one value for the whole run")
+
+
+def _saturated(sent: Estimate, offered: Estimate) -> Estimate:
+    """Says so where requests left markedly slower than they were due."""
+    if sent.point is None or offered.point is None or sent.point >= SATURATED_SHARE * offered.point:
+        return sent
+    reason = f"below the {offered.point:.3g} req/s offered: latency grows for as long as such a load lasts"
+    return bare(sent.point, sent.unit, sent.n, reason)
 
 
 def offered_troubles(cell: Cell, load: "CellLoad", ttft_ms_mean: float | None) -> list[str]:
