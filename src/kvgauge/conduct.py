@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -20,14 +21,17 @@ from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import CellLoad, Driver
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Expect, Plan, Run
+from kvgauge.plan.trace import TraceRequest
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
 from kvgauge.samples.disk import FULL, disk_errors, unwritten
 from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.stats.batches import Narrow
 from kvgauge.stats.cells import cell_metrics
 from kvgauge.stats.estimate import Estimate
+from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.target.contract import Target
 
@@ -57,6 +61,7 @@ class Measured(msgspec.Struct):
     failure: str | None = None
     interrupted: bool = False
     mishaps: list[tuple[str, str]] = []  # (cell, what ended there and was started again)
+    until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
 class Conductor:
@@ -66,6 +71,7 @@ class Conductor:
     stop         asked often; True ends what is under way and keeps what there is
     conditions   what the plan is conducted under; written down, so that it can be resumed
     done         results of runs that an earlier process finished: they are not repeated
+    traces       the requests of every trace the plan replays, by its path
     """
 
     def __init__(
@@ -79,12 +85,14 @@ class Conductor:
         conditions: Conditions,
         done: Mapping[str, Sequence[RunResult]] | None = None,
         request_timeout_s: float = 120.0,
+        traces: Mapping[str, tuple[TraceRequest, ...]] | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
         self._request_timeout_s = request_timeout_s
         self._runs = expand(plan)
         self._conditions = conditions
+        self._traces = traces or {}
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
 
@@ -150,7 +158,7 @@ class Conductor:
             encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
             with disk_errors(folder, "evidence.json"):
                 (folder / "evidence.json").write_bytes(encoded)
-        return judge(msgspec.structs.replace(run, seed=measured.seed), measured)
+        return judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._traces)
 
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured) -> None:
         endpoint = target.start(run)
@@ -174,9 +182,12 @@ class Conductor:
         self, run: Run, cell: Cell, driver: Driver, target: Target, writer: SampleWriter, measured: Measured
     ) -> None:
         exchanges: list[Exchange] = []
+        narrow = Narrow(cell.until, first_seq=cell.warmup_requests) if cell.until is not None else None
 
         def on_exchange(exchange: Exchange) -> None:
             exchanges.append(exchange)
+            if narrow is not None:
+                narrow.add(exchange)
             writer.add_exchange(exchange)
             self._watcher.on_exchange(exchange)
 
@@ -197,8 +208,12 @@ class Conductor:
             on_exchange=on_exchange,
             tick=tick,
             stop=stop,
+            enough=lambda: narrow is not None and narrow.met,
+            trace=_trace_of(cell, self._traces),
         )
         stop()  # once more: what ended with the last request belongs to this cell
+        if narrow is not None:
+            measured.until[cell.name] = narrow.outcome()
         self._take(target, writer, run, measured)
         measured.exchanges += exchanges
         measured.loads.append((cell, load, exchanges))
@@ -234,7 +249,13 @@ def _hopeless(measured: Measured) -> bool:
     return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
 
 
-def judge(run: Run, measured: Measured) -> list[RunResult]:
+def _trace_of(cell: Cell, traces: Mapping[str, tuple[TraceRequest, ...]]) -> tuple[TraceRequest, ...]:
+    return () if cell.trace is None else traces[cell.trace.path]
+
+
+def judge(
+    run: Run, measured: Measured, traces: Mapping[str, tuple[TraceRequest, ...]] = MappingProxyType({})
+) -> list[RunResult]:
     """Status, reasons and metrics of every cell of a run, and of the run as a whole. Pure."""
     against = (
         proof.contradictions(run.test, measured.evidence, measured.transfers, measured.exchanges)
@@ -244,10 +265,18 @@ def judge(run: Run, measured: Measured) -> list[RunResult]:
     results = [_whole(run, measured, against)]
     done = {cell.name for cell, _, _ in measured.loads}
     for cell, load, exchanges in measured.loads:
-        status, reasons = _verdict(cell, exchanges, load, measured, against)
         metrics: dict[str, Estimate] = {}
         if load.started_ns is not None and load.ended_ns is not None:
             metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns)
+            metrics |= offered_metrics(load)
+        if cell.name in measured.until:
+            metrics["until_half_width_pct"] = measured.until[cell.name]
+        ttft = metrics.get("ttft_ms_mean")
+        troubles = [
+            *offered_troubles(cell, load, ttft.point if ttft is not None else None),
+            *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _trace_of(cell, traces)),
+        ]
+        status, reasons = _verdict(load, measured, against, troubles)
         results.append(_result(run, cell, status, reasons, metrics))
     last = next(iter(reversed(measured.loads)), None)
     for cell in run.cells:
@@ -261,12 +290,8 @@ def judge(run: Run, measured: Measured) -> list[RunResult]:
     return results
 
 
-def _verdict(
-    cell: Cell, exchanges: list[Exchange], load: CellLoad, measured: Measured, against: list[str]
-) -> tuple[Status, list[str]]:
-    measured_ones = [exchange for exchange in exchanges if not exchange.warmup]
-    troubles = proof.cell_troubles(cell, measured_ones)
-    happened = [what for name, what in measured.mishaps if name == cell.name]
+def _verdict(load: CellLoad, measured: Measured, against: list[str], troubles: list[str]) -> tuple[Status, list[str]]:
+    happened = [what for name, what in measured.mishaps if name == load.cell]
     if measured.failure is not None:
         return "failed", [*happened, measured.failure, *troubles]
     if measured.interrupted and load.interrupted:

@@ -4,12 +4,14 @@ Bounds are what is claimed, less or plus three standard errors of the count.
 """
 
 import random
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 
 import pytest
 
 from kvgauge.compare import TestValues, gains, verdict_of
 from kvgauge.plan.records import Cell, Plan, Primary, Test
+from kvgauge.stats.batches import LOOK_FIRST, LOOK_GROWTH, batch_mean
+from kvgauge.stats.means import mean_estimate
 from kvgauge.stats.quantiles import quantile_interval
 from kvgauge.stats.runs import gain, over_runs, percent
 
@@ -107,3 +109,37 @@ def test_secondary_metrics_of_two_equal_tests_raise_any_alarm_at_most_one_time_i
         ]
         families += any(r.verdict in ("better", "worse") for r in gains(sides, plan) if not r.primary)
     assert families / replicates <= 0.05 + 3 * sqrt(0.05 * 0.95 / replicates)
+
+
+def _latencies(draw, rng, count):
+    """Positive values with mean 1: independent, or each resembling the last, as requests under load do."""
+    carried, last = {"independent": 0.0, "alike": 0.9}[draw], rng.gauss(0, 1)
+    for _ in range(count):
+        last = carried * last + sqrt(1 - carried**2) * rng.gauss(0, 1)
+        yield 1 + 0.3 * last
+
+
+@pytest.mark.parametrize("draw", ["independent", "alike"])
+def test_a_cell_that_stops_when_its_mean_is_known_knows_it_as_often_as_it_claims(draw):
+    """Looking several times and stopping at the first success must not cost coverage."""
+    covered, replicates, half_width = 0, 400, 0.05
+    for replicate in range(replicates):
+        rng, values, look_at = random.Random(replicate), [], LOOK_FIRST
+        stream = _latencies(draw, rng, 200_000)
+        while True:
+            values += [next(stream) for _ in range(look_at - len(values))]
+            seen = batch_mean(values, "ms")
+            if seen.high is not None and (seen.high - seen.point) / seen.point <= half_width:
+                break
+            look_at = ceil(look_at * LOOK_GROWTH)
+        covered += abs(seen.point - 1) <= half_width * seen.point
+    assert covered / replicates >= 0.95 - 3 * sqrt(0.05 * 0.95 / replicates)
+
+
+def test_students_t_over_requests_that_resemble_one_another_would_know_too_little():
+    """Why batches."""
+    covered, replicates = 0, 200
+    for replicate in range(replicates):
+        seen = mean_estimate(list(_latencies("alike", random.Random(replicate), LOOK_FIRST * 2)), "ms")
+        covered += seen.low <= 1 <= seen.high
+    assert covered / replicates < 0.8

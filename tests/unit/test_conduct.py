@@ -109,7 +109,7 @@ def driver_of(world):
         def __exit__(self, *_):
             world.calls.append(("driver closed",))
 
-        def run_cell(self, cell, *, run_id, seed, on_exchange, tick, stop):
+        def run_cell(self, cell, *, run_id, seed, on_exchange, tick, stop, **_):
             world.seeds.append(seed)
             done, interrupted = [], False
             for seq in range(cell.warmup_requests + cell.requests):

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from kvgauge.failures import LoadError
-from kvgauge.load.prompts import Bodies, unique_tokens
-from kvgauge.plan.records import Cell
+from kvgauge.load.prompts import Bodies, shared_tokens, unique_tokens
+from kvgauge.plan.records import Cell, TraceFile
+from kvgauge.plan.trace import TraceRequest
 
 
 def cell(**changes):
@@ -81,3 +82,42 @@ def test_chat_refuses_token_ids_and_a_cell_without_a_prompt_is_refused():
         Bodies(cell(input_tokens=20), model="m", seed=1, api="chat")
     with pytest.raises(LoadError, match="neither"):
         Bodies(cell(), model="m", seed=1)
+
+
+TRACE = (
+    TraceRequest(at_ns=0, input_tokens=1100, output_tokens=3, hash_ids=(7, 8, 9)),
+    TraceRequest(at_ns=0, input_tokens=1500, output_tokens=4, hash_ids=(7, 8, 5)),
+    TraceRequest(at_ns=0, input_tokens=700, output_tokens=5, hash_ids=(7,)),
+    TraceRequest(at_ns=0, input_tokens=700, output_tokens=6, hash_ids=()),
+)
+
+
+def test_the_same_hash_id_is_the_same_block_and_the_rest_is_unique():
+    prompts = [shared_tokens(1, "c", request, seq) for seq, request in enumerate(TRACE)]
+    assert [len(prompt) for prompt in prompts] == [1100, 1500, 700, 700]
+    assert prompts[0][:1024] == prompts[1][:1024]
+    assert prompts[0][1024:1040] != prompts[1][1024:1040]
+    assert prompts[2][:512] == prompts[0][:512]
+    assert prompts[2][512:528] not in (prompts[0][512:528], prompts[3][:16])
+    assert prompts[3][:16] != prompts[0][:16]
+    assert shared_tokens(1, "c", TRACE[0], 0) == prompts[0]
+
+
+def test_blocks_differ_between_seeds_and_cells_so_that_no_cell_warms_anothers_cache():
+    heads = {tuple(shared_tokens(seed, name, TRACE[0], 0)[:16]) for seed in (1, 2) for name in ("a", "b")}
+    assert len(heads) == 4
+
+
+def test_bodies_of_a_trace_ask_for_each_requests_lengths_after_a_warm_up_of_its_own():
+    file = TraceFile(
+        path="t", sha256="", requests=4, span_s=0, input_tokens_mean=1000, input_tokens_max=1500,
+        output_tokens_mean=4.5, output_tokens_max=6,
+    )  # fmt: skip
+    bodies = Bodies(cell(load="trace", trace=file, warmup_requests=2), model="m", seed=1, trace=TRACE)
+    read = [json.loads(bodies.body(seq)) for seq in range(6)]
+    assert [(len(each["prompt"]), each["max_tokens"]) for each in read] == [
+        (1000, 4), (1000, 4), (1100, 3), (1500, 4), (700, 5), (700, 6),
+    ]  # fmt: skip
+    assert read[0]["prompt"][:16] != read[2]["prompt"][:16]
+    with pytest.raises(LoadError, match="chat takes text"):
+        Bodies(cell(load="trace", trace=file), model="m", seed=1, api="chat", trace=TRACE)

@@ -181,24 +181,40 @@ def _tp(test: "Test") -> str:
 
 
 def _cells_table(plan: "Plan") -> "Table":
-    columns = ("cell", "load", "concurrency", "requests", "warm-up", "prompt", "output tokens", "")
+    from kvgauge.plan.open import said
+
+    columns = ("cell", "load", "concurrency", "end", "warm-up", "prompt", "output tokens", "")
     table = _table("Cells of every run, in order", columns)
     for cell in plan.cells:
         _add(
             table,
             cell.name,
-            cell.load,
-            str(cell.concurrency),
-            str(cell.requests),
+            said(cell),
+            f"at most {cell.concurrency}" if cell.is_open else str(cell.concurrency),
+            _end(cell),
             str(cell.warmup_requests),
             _prompt(cell),
-            str(cell.output_tokens),
+            str(cell.output_tokens) if cell.trace is None else f"{cell.trace.output_tokens_mean:.0f} on average",
             "decides" if cell.name == plan.primary.cell else "",
         )
     return table
 
 
+def _end(cell: "Cell") -> str:
+    """What ends a cell: 50 requests; 60 s; ttft_ms_mean known within 2%, at most 60 s"""
+    from kvgauge.plan.cells import REQUESTS_MAX
+
+    counted = cell.requests < REQUESTS_MAX or cell.duration_s is None
+    ends = [f"{cell.requests:,} requests"] if counted else []
+    ends += [f"{cell.duration_s:g} s"] if cell.duration_s is not None else []
+    if cell.until is None:
+        return " or ".join(ends)
+    return f"{cell.until.metric} within {cell.until.half_width:.2%}, at most {' or '.join(ends)}"
+
+
 def _prompt(cell: "Cell") -> str:
+    if cell.trace is not None:
+        return f"{cell.trace.input_tokens_mean:.0f} tokens on average, of {cell.trace.path}"
     if cell.prompt is None:
         return f"{cell.input_tokens} tokens, unique"
     return repr(cell.prompt if len(cell.prompt) <= 40 else cell.prompt[:40] + "...")

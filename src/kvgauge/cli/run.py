@@ -99,6 +99,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     from kvgauge.conduct import Conductor
     from kvgauge.failures import SamplesError, UsageError
     from kvgauge.load.open_files import raise_limit, refuse_too_few
+    from kvgauge.plan import load_traces
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -120,6 +121,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
     )
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
+    traces = load_traces(plan.cells)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     for build in builds.values():
         console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
@@ -141,6 +143,7 @@ def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> i
             conditions=conditions,
             done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
+            traces=traces,
         )
         try:
             results = conductor.conduct()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.plan.records import Cell, Test
+from kvgauge.plan.trace import TraceRequest, asked
 from kvgauge.samples.records import Exchange, Transfer
 
 WIRE_PROVIDERS = {"tcp": ("tcp", "sockets"), "efa": ("efa", "srd"), "ib": ("verbs", "rc", "dc", "ud")}
@@ -28,30 +29,33 @@ def contradictions(
     ]
 
 
-def cell_troubles(cell: Cell, measured: Sequence[Exchange]) -> list[str]:
-    """Why this cell's numbers cannot stand for what was offered: requests that failed, or were not what was asked."""
+def cell_troubles(cell: Cell, measured: Sequence[Exchange], trace: tuple[TraceRequest, ...] = ()) -> list[str]:
+    """Why this cell's numbers cannot stand for what was offered: requests that failed, or were not what was asked.
+
+    trace  the requests of the trace that the cell replays
+    """
     if not measured:
         return ["no request was measured"]
-    return [*_failures(measured), *_lengths(cell, measured)]
+    return [*_failures(measured), *_lengths(cell, measured, trace)]
 
 
-def _lengths(cell: Cell, measured: Sequence[Exchange]) -> list[str]:
+def _lengths(cell: Cell, measured: Sequence[Exchange], trace: tuple[TraceRequest, ...]) -> list[str]:
     """Answers and prompts that the server counted otherwise than they were asked for: another work was measured."""
-    counted = [e for e in measured if e.failure is None and e.tokens_source == "usage"]
-    short = [e.tokens_out for e in counted if e.tokens_out != cell.output_tokens]
+    counted = [(e, *asked(cell, trace, e.seq)) for e in measured if e.failure is None and e.tokens_source == "usage"]
+    short = [(e.tokens_out, answer) for e, _, answer in counted if e.tokens_out != answer]
     other = [
-        e.tokens_in for e in counted if cell.input_tokens is not None and e.tokens_in not in (None, cell.input_tokens)
+        (e.tokens_in, prompt) for e, prompt, _ in counted if prompt is not None and e.tokens_in not in (None, prompt)
     ]
     troubles = []
     if short:
         troubles.append(
-            f"{len(short)} of {len(counted)} answers have another length than the {cell.output_tokens} tokens asked "
-            f"for (the first: {short[0]}): does the server heed max_tokens and ignore_eos?"
+            f"{len(short)} of {len(counted)} answers have another length than the {short[0][1]} tokens asked "
+            f"for (the first: {short[0][0]}): does the server heed max_tokens and ignore_eos?"
         )
     if other:
         troubles.append(
-            f"{len(other)} of {len(counted)} prompts were counted as another length than {cell.input_tokens} tokens "
-            f"(the first: {other[0]}): does the server take token ids as they are?"
+            f"{len(other)} of {len(counted)} prompts were counted as another length than {other[0][1]} tokens "
+            f"(the first: {other[0][0]}): does the server take token ids as they are?"
         )
     return troubles
 

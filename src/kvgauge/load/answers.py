@@ -18,7 +18,7 @@ from kvgauge.samples.records import Clock, Exchange, Phases, StampSource
 DETAIL_CHARS_MAX = 300
 INT64_MAX = (1 << 63) - 1
 
-Cut = Literal["connect", "tls", "no_first_token", "stall", "truncated", "malformed", "timeout", "interrupted"]
+Cut = Literal["unsent", "connect", "tls", "no_first_token", "stall", "truncated", "malformed", "timeout", "interrupted"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """When each request is due. Pure arithmetic: absolute times in, absolute times out; nobody sleeps here.
 
-`first` gives what is due from the start; `ended` is told that a slot's request is over and gives what that makes
-due. An open loop fits as a third class: everything in `first`, nothing in `ended`.
+`first` gives what is due from the start; `begun` and `ended` are told that a slot's request begins, or is over, and
+give what that makes due. Open loads: open.py.
 """
 
 from typing import NamedTuple, Protocol
@@ -20,8 +20,52 @@ class Arrivals(Protocol):
     def first(self) -> list[Due]:
         """What is due without anything having ended."""
 
+    def begun(self, slot: int, now_ns: int) -> list[Due]:
+        """What the beginning of this slot's request, at `now_ns`, makes due."""
+
     def ended(self, slot: int, at_ns: int) -> list[Due]:
         """What the end of this slot's request, at `at_ns`, makes due."""
+
+    def stop(self, now_ns: int) -> None:
+        """Make nothing due after `now_ns`. The loop withdraws what was given and is due later."""
+
+    def overflow(self, now_ns: int) -> list[int]:
+        """Due times of requests that wait for a slot and are given up, because too many do."""
+
+
+class _Rounds(Protocol):
+    """A load whose requests become due when others have ended."""
+
+    def first(self) -> list[Due]: ...
+    def ended(self, slot: int, at_ns: int) -> list[Due]: ...
+
+
+class Closed:
+    """The arrivals of closed rounds, up to an end by the clock.
+
+    end_ns  what would be due from then on is not; None: no such end
+    """
+
+    def __init__(self, rounds: _Rounds, *, end_ns: int | None = None) -> None:
+        self._rounds, self._end_ns = rounds, end_ns
+
+    def first(self) -> list[Due]:
+        return self._within(self._rounds.first())
+
+    def begun(self, slot: int, now_ns: int) -> list[Due]:  # noqa: ARG002  (only an end makes something due)
+        return []
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:
+        return self._within(self._rounds.ended(slot, at_ns))
+
+    def stop(self, now_ns: int) -> None:
+        self._end_ns = now_ns if self._end_ns is None else min(self._end_ns, now_ns)
+
+    def overflow(self, now_ns: int) -> list[int]:  # noqa: ARG002  (nothing waits: a slot is free when it asks)
+        return []
+
+    def _within(self, dues: list[Due]) -> list[Due]:
+        return dues if self._end_ns is None else [due for due in dues if due.due_ns < self._end_ns]
 
 
 class ClosedLoop:
@@ -71,10 +115,15 @@ class Waves:
         return [Due(due_ns, slot) for slot in range(self._under_way)]
 
 
-def arrivals_of(load: LoadShape, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0) -> Arrivals:
-    """The arrivals of a cell's shape. `single` has one slot whatever `slots` says."""
+def arrivals_of(
+    load: LoadShape, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0, duration_ns: int | None = None
+) -> Closed:
+    """The arrivals of a closed cell's shape. `single` has one slot whatever `slots` says."""
+    rounds: _Rounds
     if load == "wave":
-        return Waves(slots=slots, requests=requests, start_ns=start_ns)
-    if load == "single":
-        return ClosedLoop(slots=1, requests=requests, start_ns=start_ns)
-    return ClosedLoop(slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)
+        rounds = Waves(slots=slots, requests=requests, start_ns=start_ns)
+    elif load == "single":
+        rounds = ClosedLoop(slots=1, requests=requests, start_ns=start_ns)
+    else:
+        rounds = ClosedLoop(slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)
+    return Closed(rounds, end_ns=None if duration_ns is None else start_ns + duration_ns)

@@ -8,11 +8,13 @@ comes through, after the requests under way were dropped.
 """
 
 import gc
+import resource
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +22,15 @@ import msgspec
 
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import Asked, read_answer
-from kvgauge.load.arrivals import arrivals_of
+from kvgauge.load.arrivals import Arrivals, arrivals_of
 from kvgauge.load.loop import Ended, Limits, Loop
+from kvgauge.load.open import OpenLoad
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Api, Bodies
+from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
 from kvgauge.load.stream import Incoming, OpenReceiver, PlainReceiver
 from kvgauge.plan.records import Cell
+from kvgauge.plan.trace import TraceRequest
 from kvgauge.samples.records import Clock, Exchange
 
 TICK_NS = 100_000_000
@@ -33,7 +38,32 @@ OVERDUE_NS = 900_000_000  # answers and ticks that waited this long for an idle 
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
 CONNECT_S, STALL_S = 5.0, 30.0
+OPEN_AHEAD = 64  # connections and requests an open load has ready before it starts
+OPEN_SPARE = 16  # connections it keeps ready beyond those in use
+OPEN_WARMUP_SLOTS = 16
+DESCRIPTORS_LEFT = 64  # for files and whatever else this process opens
 PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """How an open load went.
+
+    slots         how many requests could be under way: the cell's limit, or what file descriptors allow
+    queued        requests that were due while that many were under way, and waited
+    given_up      requests never sent: more waited than may
+    due_span_ns   from the first due time to the last
+    sent_span_ns  from the first sent to the last; None when none was
+    own_late_ns_* from when a request was due and a slot free to when we began to send it: this client's own part
+    """
+
+    slots: int
+    under_way_max: int
+    queued: int
+    given_up: int
+    due_span_ns: int
+    sent_span_ns: int | None
+    own_late_ns_mean: float
+    own_late_ns_max: int
 
 
 class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +76,9 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     late_ns_max  sent - due, over the requests that were sent: how late we were; None when none was
     stagger_ns   over which the slots of a closed loop began
     interrupted  `stop` ended it early
+    enough       `enough` ended it
+    new_connections  requests whose connection was made for them, so that their latency holds its set-up
+    open         of an open load only
     """
 
     cell: str
@@ -61,6 +94,9 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     late_ns_mean: float | None
     stagger_ns: int
     interrupted: bool
+    enough: bool = False
+    new_connections: int = 0
+    open: OpenOffer | None = None
 
 
 class Driver:
@@ -133,47 +169,94 @@ class Driver:
         on_exchange: Callable[[Exchange], None],
         tick: Callable[[], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        enough: Callable[[], bool] = lambda: False,
+        trace: tuple[TraceRequest, ...] = (),
     ) -> CellLoad:
         """Offer one cell: its warm-up, then what is measured.
 
         on_exchange  gets each request once its answer is read, warm-up included; not in the order of their ends
         tick         called about every 100 ms when no socket is ready, and at least about once a second
         stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
+        enough       asked every 50 ms while requests are measured; True: nothing more becomes due, what is due is sent
+        trace        the requests of the trace that the cell replays
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
         bodies = Bodies(
-            cell, model=self._model, seed=seed, api=self._api, stream=self._stream, token_ids=self._token_ids
+            cell,
+            model=self._model,
+            seed=seed,
+            api=self._api,
+            stream=self._stream,
+            token_ids=self._token_ids,
+            trace=trace,
         )
-        slots = 1 if cell.load == "single" else cell.concurrency
+        slots = self._slots(cell)
+        ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
         work = _CellWork(
-            self._site, PATHS[self._api], bodies, template, on_exchange=on_exchange, tick=tick, stop=stop, slots=slots
+            self._site, PATHS[self._api], bodies, template, on_exchange=on_exchange, tick=tick, stop=stop, slots=ahead
         )
+        open_load: OpenLoad | None = None
         with _collector_off():
-            self._loop.connect(slots)
+            self._loop.connect(slots, ahead=ahead)
             finished = True
             if cell.warmup_requests:
-                finished = self._offer(cell, work, slots, requests=cell.warmup_requests, warmup=True, stagger_ns=0)
+                finished = self._warm_up(cell, work, slots)
             stagger_ns = self._stagger_ns(cell, work) if cell.load == "closed" and slots > 1 else 0
             cpu_ns = time.process_time_ns()
             if finished and cell.requests:
-                finished = self._offer(cell, work, slots, requests=cell.requests, warmup=False, stagger_ns=stagger_ns)
+                work.begin(requests=cell.requests, warmup=False)
+                work.enough = enough
+                start_ns = self._clock_ns() + LEAD_NS
+                arrivals: Arrivals
+                if cell.is_open:
+                    times_ns = schedule(cell, seed=seed, trace=trace)
+                    arrivals = open_load = OpenLoad(times_ns, slots=slots, start_ns=start_ns)
+                else:
+                    arrivals = self._closed(cell, slots, start_ns=start_ns, stagger_ns=stagger_ns)
+                finished = self._loop.offer(arrivals, work, spare=OPEN_SPARE if cell.is_open else 0)
+                work.drain()
             cpu_ns = time.process_time_ns() - cpu_ns
             if work.tally.e2e_ns:
                 self._latencies_ns[_shape(cell)] = work.tally.e2e_ns
-        return work.tally.cell_load(
+        load = work.tally.cell_load(
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
+        offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
+        return msgspec.structs.replace(load, open=offer, enough=enough())
 
-    def _offer(
-        self, cell: Cell, work: "_CellWork", slots: int, *, requests: int, warmup: bool, stagger_ns: int
-    ) -> bool:
-        work.begin(requests=requests, warmup=warmup)
+    def _slots(self, cell: Cell) -> int:
+        """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
+        if not cell.is_open:
+            return 1 if cell.load == "single" else cell.concurrency
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        others = len(list(Path("/proc/self/fd").iterdir())) - self._loop.connections
+        left = most - others - DESCRIPTORS_LEFT
+        if left < 1:
+            raise LoadError(f"no file descriptor is left for connections (limit {most}); raise it with ulimit -n")
+        return min(cell.concurrency, left)
+
+    def _warm_up(self, cell: Cell, work: "_CellWork", slots: int) -> bool:
+        """A closed cell warms up in its own shape, an open one with few at a time."""
+        work.begin(requests=cell.warmup_requests, warmup=True)
         start_ns = self._clock_ns() + LEAD_NS
-        arrivals = arrivals_of(cell.load, slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)
-        finished = self._loop.offer(arrivals, work)
+        slots = min(slots, OPEN_WARMUP_SLOTS) if cell.is_open else slots
+        load = "closed" if cell.is_open else cell.load
+        finished = self._loop.offer(
+            arrivals_of(load, slots=slots, requests=cell.warmup_requests, start_ns=start_ns), work
+        )
         work.drain()
         return finished
+
+    def _closed(self, cell: Cell, slots: int, *, start_ns: int, stagger_ns: int) -> Arrivals:
+        return arrivals_of(
+            cell.load,
+            slots=slots,
+            requests=cell.requests,
+            start_ns=start_ns,
+            stagger_ns=stagger_ns,
+            duration_ns=None if cell.duration_s is None else round(cell.duration_s * 1e9),
+        )
 
     def _stagger_ns(self, cell: Cell, work: "_CellWork") -> int:
         if self._stagger_s is not None:
@@ -221,6 +304,7 @@ class _CellWork:
     ) -> None:
         self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
         self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
+        self.enough: Callable[[], bool] = lambda: False
         self._slots = slots
         self._warmup = False
         self._seq_built = self._seq_end = 0
@@ -243,6 +327,12 @@ class _CellWork:
         if not self._built:
             self._build()
         return self._built.popleft()
+
+    def skip(self) -> int:
+        if self._built:
+            return self._built.popleft()[0]
+        self._seq_built += 1
+        return self._seq_built - 1
 
     def over(self, ended: Ended) -> None:
         self._unread.append(ended)
@@ -300,7 +390,7 @@ class _CellWork:
         answer = incoming.answer(ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
-        self.tally.add(exchange, sent=ended.sent_ns is not None)
+        self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
         self._on_exchange(exchange)
 
 
@@ -316,15 +406,18 @@ class Tally:
         self._done_ns: int | None = None
         self._failed = 0
         self._late_ns: list[int] = []
+        self._sent_ns: tuple[int, int] | None = None  # the first and the last
+        self._fresh = 0
 
-    def add(self, exchange: Exchange, *, sent: bool) -> None:
-        """sent: the request left, so that its lateness means something."""
+    def add(self, exchange: Exchange, *, sent: bool, fresh: bool) -> None:
+        """sent: the request left, so that its lateness means something. fresh: on a connection made for it."""
         if exchange.warmup:
             self.warmups += 1
             if exchange.failure is None and exchange.e2e_ns is not None:
                 self.warmup_e2e_ns.append(exchange.e2e_ns)
             return
         self._due_ns.append(exchange.due_ns)
+        self._fresh += fresh
         if exchange.failure is None and exchange.e2e_ns is not None:
             self.e2e_ns.append(exchange.e2e_ns)
         self._failed += exchange.failure is not None
@@ -334,6 +427,21 @@ class Tally:
             self._done_ns = max(self._done_ns or exchange.done_ns, exchange.done_ns)
         if sent:
             self._late_ns.append(exchange.sent_ns - exchange.due_ns)
+            first, last = self._sent_ns or (exchange.sent_ns, exchange.sent_ns)
+            self._sent_ns = min(first, exchange.sent_ns), max(last, exchange.sent_ns)
+
+    def open_offer(self, load: OpenLoad, slots: int) -> OpenOffer:
+        """How an open load went; at least one of its requests was measured."""
+        return OpenOffer(
+            slots=slots,
+            under_way_max=load.under_way_max,
+            queued=load.queued,
+            given_up=load.given_up,
+            due_span_ns=max(self._due_ns) - min(self._due_ns),
+            sent_span_ns=None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0],
+            own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),
+            own_late_ns_max=load.own_late_ns_max,
+        )
 
     def cell_load(self, cell: str, clock: Clock, *, cpu_ns: int, stagger_ns: int, interrupted: bool) -> CellLoad:
         offered = len(self._due_ns)
@@ -352,6 +460,7 @@ class Tally:
             late_ns_mean=sum(late) / len(late) if late else None,
             stagger_ns=stagger_ns,
             interrupted=interrupted,
+            new_connections=self._fresh,
         )
 
 

@@ -37,7 +37,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is over, well or not. sent_ns: None when it never left."""
+    """A request that is over, well or not. sent_ns: None when it never left. fresh: its connection was made for it."""
 
     slot: int
     seq: int
@@ -48,6 +48,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     incoming: Incoming | None
     cut: Cut | None
     detail: str | None
+    fresh: bool = False
 
 
 class Work(Protocol):
@@ -55,6 +56,9 @@ class Work(Protocol):
 
     def next_request(self) -> tuple[int, bytes]:
         """The number and the bytes of the next request, in the order they are sent."""
+
+    def skip(self) -> int:
+        """The number of the next request, which will not be sent."""
 
     def over(self, ended: Ended) -> None:
         """Keep this; it must not take time."""
@@ -64,6 +68,9 @@ class Work(Protocol):
 
     def stop(self) -> bool:
         """True ends the load."""
+
+    def enough(self) -> bool:
+        """True lets nothing more become due; what is due and what is under way goes on to its end."""
 
 
 class _Slot:
@@ -102,25 +109,31 @@ class Loop:
         self._busy = 0
         self._arrivals: Arrivals | None = None
         self._work: Work | None = None
+        self._spare = 0
 
-    def connect(self, slots: int) -> None:
-        """Have a connection in each of the first `slots` slots, so that none is made at the first request.
+    def connect(self, slots: int, *, ahead: int | None = None) -> None:
+        """Have `slots` slots, and a connection in each of the first `ahead` (None: in all), so that none is made at
+        the first request.
 
         One that cannot be made is left to its first request, which then fails and says why.
         """
         while len(self._slots) < slots:
             self._slots.append(_Slot(len(self._slots)))
         self._pass(0)  # hear of what the server closed in the meantime
-        for slot in self._slots[:slots]:
+        for slot in self._slots[: slots if ahead is None else ahead]:
             if slot.connection is None:
                 self._connect(slot, self._address_at)
         while any(slot.connection is not None and slot.connection.connecting for slot in self._slots):
             self._pass(CHECK_NS)
             self._check_deadlines(self._clock_ns())
 
-    def offer(self, arrivals: Arrivals, work: Work) -> bool:
-        """Send all that `arrivals` gives and wait for its end. False when `work.stop` ended it early."""
-        self._arrivals, self._work = arrivals, work
+    def offer(self, arrivals: Arrivals, work: Work, *, spare: int = 0) -> bool:
+        """Send all that `arrivals` gives and wait for its end. False when `work.stop` ended it early.
+
+        spare  when a request begins, the slot so many places after its own is given a connection, if it has none
+        """
+        self._arrivals, self._work, self._spare = arrivals, work, spare
+        going_on = True
         self._due = arrivals.first()
         heapq.heapify(self._due)
         check_ns, more = 0, True
@@ -132,6 +145,10 @@ class Loop:
                         self._interrupt()
                         return False
                     self._check_deadlines(now_ns)
+                    if going_on and work.enough():
+                        going_on = False
+                        self._nothing_after(now_ns)
+                    self._give_up_waiting(now_ns)
                     check_ns = now_ns + CHECK_NS
                 if self._due:
                     self._start_due()
@@ -140,6 +157,11 @@ class Loop:
         finally:
             self._abandon()
         return True
+
+    @property
+    def connections(self) -> int:
+        """How many are open, or being made."""
+        return len(self._by_fd)
 
     def close(self) -> None:
         """Close every connection. What is under way is dropped without a word."""
@@ -178,13 +200,43 @@ class Loop:
             due = heapq.heappop(self._due)
             self._begin(self._slots[due.slot], due.due_ns)
 
+    def _nothing_after(self, now_ns: int) -> None:
+        assert self._arrivals is not None
+        self._arrivals.stop(now_ns)
+        self._due = [due for due in self._due if due.due_ns <= now_ns]
+        heapq.heapify(self._due)
+
+    def _give_up_waiting(self, now_ns: int) -> None:
+        assert self._arrivals is not None
+        assert self._work is not None
+        for due_ns in self._arrivals.overflow(now_ns):
+            ended = Ended(
+                slot=0,
+                seq=self._work.skip(),
+                due_ns=due_ns,
+                begun_ns=now_ns,
+                sent_ns=None,
+                ended_ns=now_ns,
+                incoming=None,
+                cut="unsent",
+                detail="too many requests waited to be sent",
+            )
+            self._work.over(ended)
+
     def _begin(self, slot: _Slot, due_ns: int) -> None:
         assert self._work is not None
+        assert self._arrivals is not None
         assert slot.request is None, "a slot sends one request at a time"
         slot.seq, slot.request = self._work.next_request()
         slot.due_ns, slot.begun_ns = due_ns, self._clock_ns()
         slot.fresh, slot.detail = False, None
         self._busy += 1
+        for due in self._arrivals.begun(slot.index, slot.begun_ns):
+            heapq.heappush(self._due, due)
+        if self._spare and slot.index + self._spare < len(self._slots):
+            spare = self._slots[slot.index + self._spare]
+            if spare.connection is None and spare.request is None:
+                self._connect(spare, self._address_at)
         if slot.connection is None:
             self._connect(slot, self._address_at)
         elif not slot.connection.connecting:
@@ -310,6 +362,7 @@ class Loop:
             incoming=incoming,
             cut=cut,
             detail=detail,
+            fresh=slot.fresh,
         )
         self._work.over(ended)
         for due in self._arrivals.ended(slot.index, at_ns):

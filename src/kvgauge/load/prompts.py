@@ -6,12 +6,14 @@ prefix cache can have seen it: ids 0 and 1 count the requests of the cell, the r
 
 import hashlib
 import struct
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from kvgauge.failures import LoadError
 from kvgauge.plan.records import Cell
+from kvgauge.plan.trace import BLOCK_TOKENS, TraceRequest, asked
 
 Api = Literal["completions", "chat"]
 
@@ -42,6 +44,26 @@ def unique_tokens(
     ids = [low + (draw * span >> 32) for draw in drawn]
     ids[:2] = [low + digit for digit in counted[:count]]
     return ids
+
+
+def shared_tokens(
+    seed: int, cell: str, request: TraceRequest, seq: int, *, low: int = TOKEN_ID_LOW, high: int = TOKEN_ID_HIGH
+) -> list[int]:
+    """The prompt of a trace's request: for each of its hash_ids the same block that this id is everywhere in the cell
+    (the last cut to length), and tokens that are unique to `seq` where there are no ids left.
+    """
+    ids: list[int] = []
+    for hash_id in request.hash_ids:
+        ids += _block(seed, cell, hash_id, low, high)
+    left = request.input_tokens - len(ids)
+    if left > 0:
+        ids += unique_tokens(seed, cell, seq, left, low=low, high=high)
+    return ids[: request.input_tokens]
+
+
+@lru_cache(maxsize=1024)
+def _block(seed: int, cell: str, hash_id: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(unique_tokens(seed, f"{cell}\0block", hash_id, BLOCK_TOKENS, low=low, high=high))
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -106,6 +128,7 @@ def chat_body(*, model: str, prompt: str, max_tokens: int, stream: bool = True) 
 class Bodies:
     """The bodies of one cell's requests, by their number; a literal prompt is encoded once.
 
+    trace   the requests of the trace that the cell replays, its warm-up not among them
     raises  LoadError when the cell cannot be asked for: neither a prompt nor a length, or token ids over chat
     """
 
@@ -118,13 +141,15 @@ class Bodies:
         api: Api = "completions",
         stream: bool = True,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
+        trace: tuple[TraceRequest, ...] = (),
     ) -> None:
         self._cell, self._model, self._seed, self._stream, self._token_ids = cell, model, seed, stream, token_ids
+        self._trace = trace
         self._literal: bytes | None = None
         if cell.prompt is not None:
             encode = chat_body if api == "chat" else completion_body
             self._literal = encode(model=model, prompt=cell.prompt, max_tokens=cell.output_tokens, stream=stream)
-        elif cell.input_tokens is None:
+        elif cell.input_tokens is None and cell.trace is None:
             raise LoadError(f"cell {cell.name}: it has neither a prompt nor input_tokens; give one of them")
         elif api == "chat":
             raise LoadError(
@@ -137,8 +162,10 @@ class Bodies:
         if self._literal is not None:
             return self._literal
         low, high = self._token_ids
-        count = self._cell.input_tokens or 0
-        prompt = unique_tokens(self._seed, self._cell.name, seq, count, low=low, high=high)
-        return completion_body(
-            model=self._model, prompt=prompt, max_tokens=self._cell.output_tokens, stream=self._stream
-        )
+        count, max_tokens = asked(self._cell, self._trace, seq)
+        cell, first = self._cell.name, self._cell.warmup_requests
+        if self._cell.trace is not None and seq >= first:
+            prompt = shared_tokens(self._seed, cell, self._trace[seq - first], seq, low=low, high=high)
+        else:
+            prompt = unique_tokens(self._seed, cell, seq, count or 0, low=low, high=high)
+        return completion_body(model=self._model, prompt=prompt, max_tokens=max_tokens, stream=self._stream)

@@ -1,12 +1,29 @@
-"""The cells of a plan: a list of concurrencies becomes one cell each, and every number is checked. Pure."""
+"""The cells of a plan: a list of concurrencies or rates becomes one cell each, and every number is checked.
+
+    {name, load: single | wave | closed, concurrency: 5 or [1, 5]}
+    {name, load: constant | poisson, rate: 5 or [1, 5]}        requests per second
+    {name, load: gamma, rate, burstiness: 0.5}                 the shape; below 1 comes in clusters
+    {name, load: ramp, ramp: {from: 1, to: 20, over_s: 60}}    without an end of its own it ends with the ramp
+    {name, load: burst, burst: {size: 10, every_s: 5}}
+    {name, load: trace, trace: FILE, speed_up: 1}              the whole trace, unless an end is given
+    each with   prompt or input_tokens, and output_tokens (not for a trace); warmup_requests
+                concurrency: for open loads the most that may be under way
+    and an end  requests (or requests_per_slot) | duration_s
+                | until: {metric, half_width: 2%, at_most_requests and/or at_most_s}
+
+Pure: the bytes of a trace are asked of `read_file`.
+"""
 
 import re
+from collections.abc import Callable
 from typing import get_args
 
 import msgspec
 
-from kvgauge.plan.nodes import Value
-from kvgauge.plan.records import Cell, LoadShape
+from kvgauge.plan.metrics import UNTIL_METRICS
+from kvgauge.plan.nodes import Value, nearest
+from kvgauge.plan.open import read_shape
+from kvgauge.plan.records import OPEN_LOADS, Cell, LoadShape, Until
 
 CELL_KEYS = (
     "name",
@@ -14,30 +31,51 @@ CELL_KEYS = (
     "concurrency",
     "requests",
     "requests_per_slot",
+    "duration_s",
+    "until",
     "prompt",
     "input_tokens",
     "output_tokens",
     "warmup_requests",
+    "rate",
+    "burstiness",
+    "ramp",
+    "burst",
+    "trace",
+    "speed_up",
 )
+ENDS = ("requests", "requests_per_slot", "duration_s", "until")
 
 CELLS_MAX = 200
 CONCURRENCY_MAX = 4096
+OPEN_CONCURRENCY = 1024  # of an open load that names none
+OPEN_WARMUP_REQUESTS = 10
 REQUESTS_MAX = 1_000_000
+DURATION_S_MAX = 7 * 86_400
 TOKENS_MAX = 131_072
 PROMPT_CHARACTERS_MAX = 100_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 
-def read_cells(value: Value) -> tuple[Cell, ...]:
-    """Every cell of the `cells` list, expanded, in order. PlanError for the first problem."""
+def no_files(path: str) -> bytes:
+    """Where plans may name no file."""
+    raise OSError(0, "no file can be read here", path)
+
+
+def read_cells(value: Value, read_file: Callable[[str], bytes], primary_metric: str) -> tuple[Cell, ...]:
+    """Every cell of the `cells` list, expanded, in order. PlanError for the first problem.
+
+    read_file       gives the bytes of a trace; raises OSError
+    primary_metric  what `until` looks at where it names nothing else
+    """
     written = value.items(CELLS_MAX)
     if not written:
         raise value.error("a plan needs at least one cell")
     cells: list[Cell] = []
     lines: dict[str, int] = {}
     for item in written:
-        for cell in _expanded(item):
+        for cell in _expanded(item, read_file, primary_metric):
             if cell.name in lines:
                 raise item.error(f"{cell.name!r} is also a cell of line {lines[cell.name]}; rename one")
             lines[cell.name] = item.line
@@ -47,38 +85,55 @@ def read_cells(value: Value) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-def _expanded(value: Value) -> list[Cell]:
+def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: str) -> list[Cell]:
     """The cells one entry stands for."""
     fields = value.fields(CELL_KEYS)
-    for key in ("name", "load", "concurrency", "output_tokens"):
+    for key in ("name", "load"):
         if key not in fields:
             raise value.missing(key, "a cell")
     name = fields["name"].scalar("text")
     if not _NAME.fullmatch(name):
         raise fields["name"].error("expected letters, digits, '.', '_' and '-', at most 60, the first not a sign")
-    load = fields["load"].word(get_args(LoadShape), "load")
-    prompt, input_tokens = _prompt(value, fields)
-    several = fields["concurrency"].is_list
-    concurrencies = _concurrencies(fields["concurrency"], load)
-    requests = _requests(value, fields, load, concurrencies)
-    output_tokens = fields["output_tokens"].integer(1, TOKENS_MAX)
+    load = msgspec.convert(fields["load"].word(get_args(LoadShape), "load"), LoadShape)
+    is_open = load in OPEN_LOADS
+    shapes = read_shape(value, fields, load, read_file)
+    if load != "trace":
+        for key in ("output_tokens",) if is_open else ("concurrency", "output_tokens"):
+            if key not in fields:
+                raise value.missing(key, "a cell")
+        shapes["prompt"], shapes["input_tokens"] = _prompt(value, fields)
+        shapes["output_tokens"] = fields["output_tokens"].integer(1, TOKENS_MAX)
+    rates = shapes.pop("rates", [None])
+    if is_open:
+        concurrencies = [_open_concurrency(fields)] * len(rates)
+    else:
+        concurrencies = _concurrencies(fields["concurrency"], load)
+        rates = rates * len(concurrencies)
+    varied = fields.get("rate") if is_open else fields.get("concurrency")
+    ends = _ends(value, fields, load, concurrencies, primary_metric)
     warmup = fields["warmup_requests"].integer(0, REQUESTS_MAX) if "warmup_requests" in fields else None
-    return [
-        msgspec.convert(
-            {
-                "name": f"{name}-{concurrency}" if several else name,
-                "load": load,
-                "concurrency": concurrency,
-                "requests": count,
-                "output_tokens": output_tokens,
-                "warmup_requests": concurrency if warmup is None else warmup,
-                "prompt": prompt,
-                "input_tokens": input_tokens,
-            },
-            Cell,
-        )
-        for concurrency, count in zip(concurrencies, requests, strict=True)
-    ]
+    cells = []
+    for concurrency, rate, end in zip(concurrencies, rates, ends, strict=True):
+        number = str(concurrency) if rate is None else f"{rate:g}"
+        given: dict[str, object] = {
+            "name": f"{name}-{number}" if varied is not None and varied.is_list else name,
+            "load": load,
+            "concurrency": concurrency,
+            "warmup_requests": _warmup(concurrency, is_open=is_open) if warmup is None else warmup,
+            "rate": rate,
+        }
+        cells.append(msgspec.convert({**shapes, **end, **given}, Cell))
+    return [_of_trace(cell) if cell.trace is not None else cell for cell in cells]
+
+
+def _warmup(concurrency: int, *, is_open: bool) -> int:
+    return min(concurrency, OPEN_WARMUP_REQUESTS) if is_open else concurrency
+
+
+def _of_trace(cell: Cell) -> Cell:
+    """No more requests than the trace has."""
+    assert cell.trace is not None
+    return msgspec.structs.replace(cell, requests=min(cell.requests, cell.trace.requests))
 
 
 def _prompt(value: Value, fields: dict[str, Value]) -> tuple[str | None, int | None]:
@@ -90,6 +145,14 @@ def _prompt(value: Value, fields: dict[str, Value]) -> tuple[str | None, int | N
     if "input_tokens" in fields:
         return None, fields["input_tokens"].integer(1, TOKENS_MAX)
     raise value.missing("prompt` or `input_tokens", "a cell")
+
+
+def _open_concurrency(fields: dict[str, Value]) -> int:
+    if "concurrency" not in fields:
+        return OPEN_CONCURRENCY
+    if fields["concurrency"].is_list:
+        raise fields["concurrency"].error("an open load has one limit of requests under way; vary `rate` instead")
+    return fields["concurrency"].integer(1, CONCURRENCY_MAX)
 
 
 def _concurrencies(value: Value, load: str) -> list[int]:
@@ -107,24 +170,73 @@ def _concurrencies(value: Value, load: str) -> list[int]:
     return found
 
 
-def _requests(value: Value, fields: dict[str, Value], load: str, concurrencies: list[int]) -> list[int]:
-    """Measured requests for each concurrency: `requests` (one number, or one each) or slots x requests_per_slot."""
-    if "requests" in fields and "requests_per_slot" in fields:
-        raise fields["requests_per_slot"].error("given beside `requests`; remove one")
+def _ends(
+    value: Value, fields: dict[str, Value], load: LoadShape, concurrencies: list[int], primary_metric: str
+) -> list[dict[str, object]]:
+    """What ends each of the cells: requests, and where they are given duration_s and until."""
+    given = [key for key in ENDS if key in fields]
+    if len(given) > 1:
+        raise fields[given[1]].error(f"given beside `{given[0]}`; a cell has one end, so remove one")
+    if not given and load == "ramp":
+        return [{"requests": REQUESTS_MAX, "duration_s": _ramp_s(fields["ramp"])}]
+    if not given and load == "trace":
+        return [{"requests": REQUESTS_MAX}]
+    if not given:
+        raise value.missing("requests` (or `requests_per_slot`), `duration_s` or `until", "a cell")
+    if given == ["duration_s"]:
+        duration_s = fields["duration_s"].number(0.001, DURATION_S_MAX)
+        return [{"requests": REQUESTS_MAX, "duration_s": duration_s}] * len(concurrencies)
+    if given == ["until"]:
+        return [_until(fields["until"], primary_metric)] * len(concurrencies)
+    return [{"requests": count} for count in _requests(fields, load, concurrencies)]
+
+
+def _ramp_s(value: Value) -> float:
+    return value.fields(("from", "to", "over_s"))["over_s"].number(0.001, DURATION_S_MAX)
+
+
+def _until(value: Value, primary_metric: str) -> dict[str, object]:
+    fields = value.fields(("metric", "half_width", "at_most_requests", "at_most_s"))
+    if "half_width" not in fields:
+        raise value.missing("half_width", "until")
+    if "at_most_requests" not in fields and "at_most_s" not in fields:
+        raise value.missing("at_most_requests` or `at_most_s", "until")
+    metric = fields["metric"].scalar("a metric") if "metric" in fields else primary_metric
+    if metric not in UNTIL_METRICS:
+        where = fields.get("metric", value)
+        raise where.error(
+            f"{metric!r} has no interval within a run that is honest while it runs; {nearest(metric, UNTIL_METRICS)}"
+        )
+    end: dict[str, object] = {
+        "until": Until(metric=metric, half_width=fields["half_width"].number(0.001, 0.5, percent=True)),
+        "requests": REQUESTS_MAX,
+    }
+    if "at_most_requests" in fields:
+        end["requests"] = fields["at_most_requests"].integer(1, REQUESTS_MAX)
+    if "at_most_s" in fields:
+        end["duration_s"] = fields["at_most_s"].number(0.001, DURATION_S_MAX)
+    return end
+
+
+def _requests(fields: dict[str, Value], load: LoadShape, concurrencies: list[int]) -> list[int]:
+    """Measured requests of each cell: `requests` (one number, or one each) or slots x requests_per_slot."""
     if "requests_per_slot" in fields:
+        if load in OPEN_LOADS:
+            raise fields["requests_per_slot"].error(f"a {load} load has no slots that send in turn; give `requests`")
         per_slot = fields["requests_per_slot"].integer(1, REQUESTS_MAX // CONCURRENCY_MAX)
         return [per_slot * concurrency for concurrency in concurrencies]
-    if "requests" not in fields:
-        raise value.missing("requests` or `requests_per_slot", "a cell")
     wanted = fields["requests"]
     items = wanted.items(CELLS_MAX) if wanted.is_list else [wanted] * len(concurrencies)
     if len(items) != len(concurrencies):
-        raise wanted.error(f"{len(items)} numbers for {len(concurrencies)} concurrencies; give one for each")
+        what = "rates" if load in OPEN_LOADS else "concurrencies"
+        raise wanted.error(f"{len(items)} numbers for {len(concurrencies)} {what}; give one for each")
     return [_count(item, load, concurrency) for item, concurrency in zip(items, concurrencies, strict=True)]
 
 
-def _count(item: Value, load: str, concurrency: int) -> int:
+def _count(item: Value, load: LoadShape, concurrency: int) -> int:
     count = item.integer(1, REQUESTS_MAX)
+    if load in OPEN_LOADS:
+        return count
     if count < concurrency:
         raise item.error(f"{count} requests never reach concurrency {concurrency}; ask for at least {concurrency}")
     if load == "wave" and count % concurrency:

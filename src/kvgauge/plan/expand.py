@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from math import ceil
 
 import msgspec
 
 from kvgauge.failures import PlanError
 from kvgauge.models import MODELS, Model, descriptors, transfer_bytes
 from kvgauge.plan.nodes import nearest
+from kvgauge.plan.open import offered, rate, span_s
 from kvgauge.plan.read import rehearsal, slug
 from kvgauge.plan.records import Cell, Plan, Run, Test
 
@@ -24,6 +26,7 @@ TRANSFER_BYTES_PER_S = {"tcp": 0.9e9, "shm": 3.0e9, "efa": 20e9, "ib": 20e9, "cu
 DESCRIPTOR_S = 2e-6  # posting, completing and checking one descriptor
 CHARACTERS_PER_TOKEN = 4
 COLD_ROOM_S = 60  # for what a first request takes beyond its cold start, when a time-out is suggested
+UNDER_WAY_LEAST = 16  # what an open load is given room for, however low its rate
 
 
 def _digest(*parts: object) -> bytes:
@@ -80,7 +83,10 @@ def select(plan: Plan, names: Sequence[str]) -> Plan:
 
 
 def prompt_tokens(cell: Cell) -> int:
-    """Prompt tokens of one request; for a literal prompt a guess, since the target's tokenizer decides."""
+    """Prompt tokens of one request: of a trace the mean; of a literal prompt a guess, since the target's tokenizer
+    decides."""
+    if cell.trace is not None:
+        return round(cell.trace.input_tokens_mean)
     if cell.input_tokens is not None:
         return cell.input_tokens
     return -(-len(cell.prompt or "") // CHARACTERS_PER_TOKEN)
@@ -111,20 +117,41 @@ def _transfer_s(test: Test, model: Model, tokens: int) -> float:
     return moved / TRANSFER_BYTES_PER_S[test.fabric] + pieces * DESCRIPTOR_S
 
 
+def _request_s(test: Test, cell: Cell) -> tuple[float, float]:
+    """(what requests wait for one after another, what they do at the same time) of one request, in s."""
+    model = MODELS[test.model]
+    tokens = prompt_tokens(cell)
+    answer_tokens = cell.trace.output_tokens_mean if cell.trace is not None else cell.output_tokens
+    prefill_s = _prefill_s(model, test.prefill_tp, tokens) / test.prefill_workers
+    return prefill_s + _transfer_s(test, model, tokens), answer_tokens * _step_s(model, test.decode_tp)
+
+
 def cell_s(test: Test, cell: Cell) -> float:
     """Rough seconds one cell takes: rounds of `concurrency` requests, which decode together.
 
     Transfers of a round queue for the same cores and so do its prefills for each prefill worker; warm-up included.
+    An open load takes as long as its due times, or as its requests in a queue, whichever is more. With `until`, the
+    most it can take.
     """
-    model = MODELS[test.model]
-    tokens = prompt_tokens(cell)
-    decode_s = cell.output_tokens * _step_s(model, test.decode_tp)
-    prefill_s = _prefill_s(model, test.prefill_tp, tokens) / test.prefill_workers
-    queued_s = prefill_s + _transfer_s(test, model, tokens)
-    total_s = 0.0
-    for requests in (cell.warmup_requests, cell.requests):
-        total_s += -(-requests // cell.concurrency) * decode_s + requests * queued_s
-    return total_s
+    queued_s, decode_s = _request_s(test, cell)
+    slots = min(cell.concurrency, UNDER_WAY_LEAST) if cell.is_open else cell.concurrency
+    warmup_s = -(-cell.warmup_requests // slots) * decode_s + cell.warmup_requests * queued_s
+    if cell.is_open:
+        return warmup_s + max(span_s(cell), offered(cell) * queued_s) + queued_s + decode_s
+    measured_s = -(-cell.requests // cell.concurrency) * decode_s + cell.requests * queued_s
+    if cell.duration_s is not None:
+        measured_s = min(measured_s, cell.duration_s + cell.concurrency * queued_s + decode_s)
+    return warmup_s + measured_s
+
+
+def under_way(test: Test, cell: Cell) -> int:
+    """How many requests of a cell to have room for: its concurrency. Of an open load twice what Little's law gives
+    (rate x time of a request) and its largest burst, within its concurrency: beyond that, requests queue."""
+    if not cell.is_open:
+        return cell.concurrency
+    expected = ceil(2 * rate(cell) * sum(_request_s(test, cell)))
+    burst = cell.burst.size if cell.burst is not None else 0
+    return min(cell.concurrency, max(UNDER_WAY_LEAST, expected, burst))
 
 
 def cold_wait_s(test: Test, cells: Sequence[Cell]) -> float:
@@ -133,7 +160,7 @@ def cold_wait_s(test: Test, cells: Sequence[Cell]) -> float:
     cold = test.cold_start
     if cold is None:
         return 0.0
-    sizes = min(cold.graph_batch_max, max((cell.concurrency for cell in cells), default=0))
+    sizes = min(cold.graph_batch_max, max((under_way(test, cell) for cell in cells), default=0))
     return 2 * cold.compile_s + cold.connect_s + sizes * cold.graph_capture_s
 
 

@@ -56,3 +56,6 @@ METRICS: dict[str, Metric] = {
         *_RATES,
     )
 }
+
+# A mean of a value each request has: only for these is there an interval that holds while a run is under way.
+UNTIL_METRICS = ("ttft_ms_mean", "e2e_latency_ms_mean", "tpot_ms_mean")

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 import yaml
@@ -17,9 +18,11 @@ from kvgauge.failures import PlanError
 TEXT_BYTES_MAX = 1 << 20
 DEPTH_MAX = 10
 NODES_MAX = 20_000
+PATH_CHARACTERS_MAX = 1000
 
 _WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
 _SECONDS = re.compile(r"(0|[1-9][0-9]{0,5})(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SHOWN_CHARACTERS_MAX = 60
 _LISTED_WORDS_MAX = 40
@@ -167,6 +170,11 @@ class Value:
             raise self.error(f"must be printable, on one line, without blanks at its ends: {shown(text)}")
         return text
 
+    def path(self) -> str:
+        """A path as it is written; one that is relative starts at the plan's folder."""
+        written = self.line_of_text(characters_max=PATH_CHARACTERS_MAX)
+        return written if written.startswith("~") else str(PurePath(self.source).parent / written)
+
     def integer(self, low: int, high: int) -> int:
         """A decimal whole number, low <= number <= high."""
         wanted = f"a whole number from {low} to {high}"
@@ -184,6 +192,19 @@ class Value:
         if quoted or not _SECONDS.fullmatch(text) or float(text) > high:
             raise self.error(f"expected {wanted}, got {shown(text)}")
         return float(text)
+
+    def number(self, low: float, high: float, *, percent: bool = False) -> float:
+        """A decimal number, low <= number <= high, written without exponent. percent: 2% is 0.02."""
+        wanted = f"from {low * 100:g}% to {high * 100:g}%" if percent else f"a number from {low:g} to {high:g}"
+        text = self.scalar(wanted)
+        quoted = isinstance(self.node, yaml.ScalarNode) and self.node.style in {"'", '"'}
+        digits = text.removesuffix("%").rstrip() if percent else text
+        if quoted or not _NUMBER.fullmatch(digits) or (percent and not text.endswith("%")):
+            raise self.error(f"expected {wanted}, got {shown(text)}")
+        number = float(digits) / 100 if percent else float(digits)
+        if not low <= number <= high:
+            raise self.error(f"expected {wanted}, got {shown(text)}")
+        return number
 
     def flag(self) -> bool:
         """True or false."""

@@ -8,13 +8,11 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
                 prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
                 cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s}, expect, baseline}]
-    cells:    [{name, load, concurrency: 5 or [1, 5], requests or requests_per_slot,
-                prompt or input_tokens, output_tokens, warmup_requests}]
+    cells:    cells.py says what stands in them
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import get_args
 
 import msgspec
@@ -22,7 +20,7 @@ import msgspec
 from kvgauge.builds.records import BuildSource
 from kvgauge.gpus import GPUS
 from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
-from kvgauge.plan.cells import read_cells
+from kvgauge.plan.cells import no_files, read_cells
 from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.nodes import Value, nearest, parse
 from kvgauge.plan.records import Backend, Cell, ColdStart, Expect, Fabric, Operation, Plan, Primary, Test
@@ -59,7 +57,6 @@ COLD_SECONDS_MAX = {  # a capture falls between two tokens, where 30 s of silenc
 }
 GRAPH_BATCH_MAX = 256  # sequences a decode worker batches
 NAME_CHARACTERS_MAX = 80
-PATH_CHARACTERS_MAX = 1000
 NOT_FOR_TRANSFER: frozenset[str] = frozenset({"tcp", "shm"})  # fabrics of a rehearsal: they say nothing about EFA
 
 
@@ -78,11 +75,14 @@ def rehearsal(tests: Iterable[Test]) -> bool:
     return all(test.fabric in NOT_FOR_TRANSFER for test in tests)
 
 
-def read(text: str | bytes, *, source: str, known_builds: Collection[str]) -> Plan:
+def read(
+    text: str | bytes, *, source: str, known_builds: Collection[str], read_file: Callable[[str], bytes] = no_files
+) -> Plan:
     """The plan a YAML text states.
 
     source        what messages and the Plan call the text, usually its path
     known_builds  NIXL versions that can be installed, such as "1.5.0"
+    read_file     gives the bytes of a trace the plan names; raises OSError
     raises        PlanError for the first problem found, with its line
     """
     root = parse(text, source)
@@ -91,7 +91,7 @@ def read(text: str | bytes, *, source: str, known_builds: Collection[str]) -> Pl
         if key not in fields:
             raise root.missing(key, "the plan")
     tests = _tests(fields, known_builds)
-    cells = read_cells(fields["cells"])
+    cells = read_cells(fields["cells"], read_file, _primary_metric(fields["primary"]))
     return Plan(
         name=fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX),
         source=source,
@@ -102,6 +102,13 @@ def read(text: str | bytes, *, source: str, known_builds: Collection[str]) -> Pl
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
     )
+
+
+def _primary_metric(value: Value) -> str:
+    fields = value.fields(("metric", "cell"))
+    if "metric" not in fields:
+        raise value.missing("metric", "primary")
+    return fields["metric"].word(METRICS, "metric")
 
 
 def _primary(value: Value, cells: Sequence[Cell]) -> Primary:
@@ -210,7 +217,7 @@ def _build(value: Value, known_builds: Collection[str]) -> tuple[str, BuildSourc
     if not value.is_mapping:
         return value.word(known_builds, "build"), None
     fields = value.fields(("plugin_dir", "core", "wheel"))
-    paths = {key: _path(field) for key, field in fields.items() if key != "core"}
+    paths = {key: field.path() for key, field in fields.items() if key != "core"}
     if "wheel" in fields:
         if len(fields) > 1:
             raise value.error("a wheel is a build by itself; remove plugin_dir and core, or the wheel")
@@ -221,7 +228,7 @@ def _build(value: Value, known_builds: Collection[str]) -> tuple[str, BuildSourc
                 raise value.missing(key, "a build with a plugin folder of its own")
         core = fields["core"].scalar("a version or a folder")
         looks_published = re.fullmatch(r"[0-9.]+", core) is not None
-        core = fields["core"].word(known_builds, "core") if looks_published else _path(fields["core"])
+        core = fields["core"].word(known_builds, "core") if looks_published else fields["core"].path()
         source = BuildSource(plugin_dir=paths["plugin_dir"], core=core)
     return source.label, source
 
@@ -241,12 +248,6 @@ def _cold_start(value: Value) -> ColdStart | None:
             raise fields["graph_batch_max"].error("says nothing without `graph_capture_s`; add that, or remove it")
         chosen["graph_batch_max"] = fields["graph_batch_max"].integer(1, GRAPH_BATCH_MAX)
     return msgspec.convert(chosen, ColdStart)
-
-
-def _path(value: Value) -> str:
-    """A path as it is written; one that is relative starts at the plan's folder."""
-    written = value.line_of_text(characters_max=PATH_CHARACTERS_MAX)
-    return written if written.startswith("~") else str(PurePath(value.source).parent / written)
 
 
 def _stand_in(value: Value | None, patches: str, published: str | None) -> str | None:

@@ -8,17 +8,64 @@ from kvgauge.builds.records import BuildSource
 
 Backend = Literal["UCX", "LIBFABRIC"]
 Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
-LoadShape = Literal["single", "wave", "closed"]
+LoadShape = Literal["single", "wave", "closed", "constant", "poisson", "gamma", "ramp", "burst", "trace"]
+OPEN_LOADS: tuple[LoadShape, ...] = ("constant", "poisson", "gamma", "ramp", "burst", "trace")
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
 Operation = Literal["READ", "WRITE"]
+
+
+class Ramp(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate, in requests per second, that changes evenly from one to the other, and then stays."""
+
+    from_rate: float
+    to_rate: float
+    over_s: float
+
+
+class Burst(msgspec.Struct, frozen=True, kw_only=True):
+    """`size` requests at the same moment, again every `every_s`."""
+
+    size: int
+    every_s: float
+
+
+class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A trace that a cell replays: which file, and what stands in it. Its requests are read when they are needed.
+
+    path    as the plan names it; one that is relative starts at the plan's folder
+    span_s  from the first request to the last, as recorded
+    """
+
+    path: str
+    sha256: str
+    requests: int
+    span_s: float
+    input_tokens_mean: float
+    input_tokens_max: int
+    output_tokens_mean: float
+    output_tokens_max: int
+
+
+class Until(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop as soon as the mean of `metric` is known within this share of itself: half_width / mean, at 95 %."""
+
+    metric: str
+    half_width: float
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One load applied to a started target.
 
-    prompt        literal text, the same for each request; or None
-    input_tokens  length of a prompt that is unique to each request, when `prompt` is None
-    requests      measured requests, all slots together
+    concurrency    slots of a closed load; of an open one (OPEN_LOADS) how many requests may be under way
+    prompt         literal text, the same for each request; or None
+    input_tokens   length of a prompt that is unique to each request, when `prompt` is None
+    output_tokens  of each answer; of a trace the longest
+    requests       measured requests, all slots together; where `duration_s` or `until` ends the cell, the most
+    rate           requests per second of constant, poisson and gamma
+    burstiness     shape of gamma: 1 is poisson, below 1 comes in clusters, above 1 is more even
+    speed_up       a trace's time is divided by this
+    duration_s     nothing becomes due later than this; None: no such end
+    until          an end that the measured values decide, within `requests` and `duration_s`
     """
 
     name: str
@@ -29,6 +76,19 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     warmup_requests: int
     prompt: str | None = None
     input_tokens: int | None = None
+    rate: float | None = None
+    burstiness: float | None = None
+    ramp: Ramp | None = None
+    burst: Burst | None = None
+    trace: TraceFile | None = None
+    speed_up: float = 1.0
+    duration_s: float | None = None
+    until: Until | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests become due by the clock, whatever has ended."""
+        return self.load in OPEN_LOADS
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):

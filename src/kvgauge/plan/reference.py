@@ -7,6 +7,7 @@ import msgspec
 
 from kvgauge.models import blocks
 from kvgauge.plan.expand import prompt_tokens
+from kvgauge.plan.open import without_end
 from kvgauge.plan.read import read
 from kvgauge.plan.records import Cell, Plan
 
@@ -27,6 +28,7 @@ QUICK_PER_SLOT = 1
 QUICK_PER_SLOT_SINGLE = 2
 QUICK_PER_SLOT_DECIDING = 2
 QUICK_WARMUP_REQUESTS = 1
+QUICK_OPEN_REQUESTS, QUICK_OPEN_S = 20, 10.0  # an open load, or one that ends by the clock or its values
 
 
 def _quick_cell(cell: Cell, *, decides: bool, warm: bool) -> Cell:
@@ -35,14 +37,22 @@ def _quick_cell(cell: Cell, *, decides: bool, warm: bool) -> Cell:
     decides   it is the primary metric's
     warm      a cell before it in the run sent prompts of as many blocks, so no warm-up is due
     """
+    warmup = 0 if warm else min(cell.warmup_requests, QUICK_WARMUP_REQUESTS)
+    if cell.is_open or cell.duration_s is not None or cell.until is not None:
+        few = without_end(cell, requests=max(QUICK_OPEN_REQUESTS, _closed_slots(cell)), duration_s=QUICK_OPEN_S)
+        return msgspec.structs.replace(few, warmup_requests=warmup)
     per_slot = QUICK_PER_SLOT_SINGLE if cell.load == "single" else QUICK_PER_SLOT
     if decides:
         per_slot = max(per_slot, QUICK_PER_SLOT_DECIDING)
     return msgspec.structs.replace(
         cell,
         requests=min(cell.requests, cell.concurrency * per_slot),
-        warmup_requests=0 if warm else min(cell.warmup_requests, QUICK_WARMUP_REQUESTS),
+        warmup_requests=warmup,
     )
+
+
+def _closed_slots(cell: Cell) -> int:
+    return 0 if cell.is_open else cell.concurrency
 
 
 def quick(plan: Plan) -> Plan:
@@ -53,9 +63,9 @@ def quick(plan: Plan) -> Plan:
     """
     cells: list[Cell] = []
     met: set[int] = set()
-    most = next((cell.concurrency for cell in plan.cells if cell.name == plan.primary.cell), 0)
+    most = next((_closed_slots(cell) for cell in plan.cells if cell.name == plan.primary.cell), 0)
     for cell in plan.cells:
-        if cell.input_tokens is not None and cell.concurrency > most > 0:
+        if cell.input_tokens is not None and _closed_slots(cell) > most > 0:
             continue
         size = blocks(prompt_tokens(cell))
         cells.append(_quick_cell(cell, decides=cell.name == plan.primary.cell, warm=size in met))

@@ -39,8 +39,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
 
     arrivals_ns   one stamp per content event, in socket order; events that shared a read share its stamp
     tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
-    failure       None, or a kind: connect, tls, status, no_first_token, stall, truncated, error_event,
-                  malformed, timeout, interrupted; `detail` says what was seen
+    failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
+                  malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
+                  others waited: its slot and sent_ns mean nothing
     """
 
     seq: int

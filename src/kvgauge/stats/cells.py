@@ -45,7 +45,7 @@ def cell_metrics(
     metrics |= _rates(good, ended_ns - started_ns)
     metrics["requests"] = counted(len(good), "requests", len(good))
     metrics["failures"] = counted(len(measured) - len(good), "requests", len(measured))
-    metrics["late_ms_max"] = _lateness(measured)
+    metrics |= _lateness(measured)
     metrics |= _bytes_and_pieces(good, moves, _why_no_transfers(good, ids, transfers))
     metrics |= phase_means(good)
     return metrics
@@ -160,12 +160,16 @@ def _rates(good: Sequence[Exchange], duration_ns: int) -> dict[str, Estimate]:
     return rates
 
 
-def _lateness(measured: Sequence[Exchange]) -> Estimate:
-    """The most any request left after it was due, in ms: the client's own part in its TTFT."""
-    if not measured:
-        return missing("ms", "no request was sent")
-    late_ns = max(exchange.sent_ns - exchange.due_ns for exchange in measured)
-    return bare(late_ns / NS_PER_MS, "ms", len(measured), "the largest of all: no interval")
+def _lateness(measured: Sequence[Exchange]) -> dict[str, Estimate]:
+    """How long after it was due a request left, in ms: what TTFT holds of the client, and of waiting for a slot."""
+    late_ms = [(each.sent_ns - each.due_ns) / NS_PER_MS for each in measured if each.failure != "unsent"]
+    if not late_ms:
+        return {name: missing("ms", "no request was sent") for name in ("late_ms_mean", "late_ms_max")}
+    n = len(late_ms)
+    return {
+        "late_ms_mean": bare(sum(late_ms) / n, "ms", n, "requests that wait are not independent: no interval"),
+        "late_ms_max": bare(max(late_ms), "ms", n, "the largest of all: no interval"),
+    }
 
 
 def _bytes_and_pieces(good: Sequence[Exchange], moves: Sequence[Transfer], why_none: str) -> dict[str, Estimate]:

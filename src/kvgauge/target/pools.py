@@ -1,7 +1,10 @@
 """How many KV blocks each worker's pool holds. Pure: memory is given, not read."""
 
+from math import ceil
+
 from kvgauge.failures import TargetError
 from kvgauge.models import BLOCK_TOKENS, MODELS, blocks, copies, kv_bytes_per_token
+from kvgauge.plan.expand import under_way
 from kvgauge.plan.records import Cell, Test
 from kvgauge.serve.vocabulary import token_count
 
@@ -44,19 +47,31 @@ def context_tokens(cells: tuple[Cell, ...], default: int) -> int:
 
 
 def _prompt(cell: Cell) -> int:
-    """Prompt tokens of one request; chat and completions count text alike here."""
+    """Most prompt tokens of one request; chat and completions count text alike here."""
+    if cell.trace is not None:
+        return cell.trace.input_tokens_max
     return cell.input_tokens if cell.input_tokens is not None else token_count(cell.prompt or "")
 
 
 def _wanted(test: Test, cells: tuple[Cell, ...]) -> dict[str, int]:
-    """Enough for the cell that needs most, spread over the workers; and for one request of any cell on each."""
+    """Enough for the cell that needs most, spread over the workers; and for one request of any cell on each.
+
+    A trace counts with its mean lengths: its longest requests hardly ever meet.
+    """
     if not cells:
         both = DEFAULT_CONCURRENCY * blocks(DEFAULT_REQUEST_TOKENS)
         return {"prefill": -(-both // test.prefill_workers), "decode": -(-both // test.decode_workers)}
     one = blocks(context_tokens(cells, 0))  # a worker that cannot hold the longest request would never admit it
-    prompts = max(blocks(_prompt(cell)) * cell.concurrency for cell in cells)
-    wholes = max(blocks(_prompt(cell) + cell.output_tokens) * cell.concurrency for cell in cells)
+    prompts = max(_blocks(cell, 0) * under_way(test, cell) for cell in cells)
+    wholes = max(_blocks(cell, 1) * under_way(test, cell) for cell in cells)
     return {
         "prefill": max(LEAST_BLOCKS, one, -(-prompts // test.prefill_workers)),
         "decode": max(LEAST_BLOCKS, one, -(-wholes // test.decode_workers)),
     }
+
+
+def _blocks(cell: Cell, answers: int) -> int:
+    """Blocks of one request's prompt, with `answers` 1 of its answer too."""
+    if cell.trace is not None:
+        return blocks(ceil(cell.trace.input_tokens_mean + answers * cell.trace.output_tokens_mean))
+    return blocks(_prompt(cell) + answers * cell.output_tokens)

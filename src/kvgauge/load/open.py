@@ -1,0 +1,99 @@
+"""An open load's requests and the slots that send them. Pure: times come in, times go out.
+
+The clock alone makes requests due. One that finds no free slot waits, first come first sent, and its latency counts
+from when it was due. What waits is bounded: beyond the bound the offered rate is not being kept, nothing more becomes
+due, and what still waits is given up and reported.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+
+from kvgauge.load.arrivals import Due
+
+WAITING_MAX = 10_000
+
+
+class OpenLoad:
+    """The arrivals of an open load (see `Arrivals`).
+
+    times_ns     due times after the start, never falling
+    slots        how many requests may be under way, >= 1; low slots are used first, so that their connections stay
+    waiting_max  how many may be due and not sent
+    """
+
+    def __init__(self, times_ns: Iterator[int], *, slots: int, start_ns: int, waiting_max: int = WAITING_MAX) -> None:
+        self._times_ns, self._start_ns, self._waiting_max = times_ns, start_ns, waiting_max
+        self._slots = slots
+        self._free = list(range(slots))  # a heap
+        self._freed_ns = deque([start_ns] * slots)  # since when slots are free, whichever they are; as many as are
+        self._read: deque[int] = deque()  # due times that were looked at and have no slot yet, in order
+        self._last_ns: int | None = None  # nothing due later than this is sent
+        self._reserved: Due | None = None  # the next to begin
+        self._free_since_ns = start_ns  # the slot of the reserved one
+        self.requests = self.queued = self.given_up = 0
+        self.under_way_max = 0
+        self.own_late_ns_max = self.own_late_ns_sum = 0
+
+    def first(self) -> list[Due]:
+        return self._reserve()
+
+    def begun(self, slot: int, now_ns: int) -> list[Due]:
+        """The reserved request begins in its slot: the next takes the next free one."""
+        due, self._reserved = self._reserved, None
+        assert due is not None
+        assert due.slot == slot
+        self.requests += 1
+        self.under_way_max = max(self.under_way_max, self._slots - len(self._free))
+        self.queued += self._free_since_ns > due.due_ns
+        own_ns = now_ns - max(due.due_ns, self._free_since_ns)  # a slot was free and the request was due
+        self.own_late_ns_sum += own_ns
+        self.own_late_ns_max = max(self.own_late_ns_max, own_ns)
+        return self._reserve()
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:
+        heapq.heappush(self._free, slot)
+        self._freed_ns.append(at_ns)
+        return self._reserve()
+
+    def stop(self, now_ns: int) -> None:
+        """Nothing that is due after `now_ns` is sent any more, the reserved request neither."""
+        self._last_ns = now_ns
+        due = self._reserved
+        if due is not None and due.due_ns > now_ns:
+            self._reserved = None
+            heapq.heappush(self._free, due.slot)
+            self._freed_ns.appendleft(self._free_since_ns)
+
+    def overflow(self, now_ns: int) -> list[int]:
+        """The due times of all that waits, when that is more than may; then nothing else becomes due."""
+        while len(self._read) <= self._waiting_max:
+            due_ns = next(self._times_ns, None)
+            if due_ns is None:
+                return []
+            self._read.append(due_ns)
+            if self._start_ns + due_ns > now_ns:
+                return []
+        lost = [self._start_ns + due_ns for due_ns in self._read if self._start_ns + due_ns <= now_ns]
+        if len(lost) <= self._waiting_max:
+            return []
+        self._read.clear()
+        self._times_ns = iter(())
+        self.given_up += len(lost)
+        return lost
+
+    def _reserve(self) -> list[Due]:
+        """The next request with a slot for it, when there are both."""
+        if self._reserved is not None or not self._free:
+            return []
+        offset_ns = self._read.popleft() if self._read else next(self._times_ns, None)
+        if offset_ns is None:
+            return []
+        due_ns = self._start_ns + offset_ns
+        if self._last_ns is not None and due_ns > self._last_ns:
+            self._read.clear()
+            self._times_ns = iter(())
+            return []
+        self._reserved = Due(due_ns, heapq.heappop(self._free))
+        self._free_since_ns = self._freed_ns.popleft()
+        return [self._reserved]
