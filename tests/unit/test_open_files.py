@@ -13,6 +13,7 @@ from kvgauge.load import open_files
 from kvgauge.plan import load_plan
 from kvgauge.serve import listener as module
 from kvgauge.serve.listener import Listener
+from scene import make_cell
 
 
 @pytest.fixture
@@ -142,3 +143,8 @@ def test_a_listener_with_nothing_held_back_says_that_it_is_stuck_and_recovers(li
     assert not listener.stuck
     taken.close()
     client.close()
+
+
+def test_an_open_load_is_not_refused_for_a_limit_it_may_never_reach(plan):
+    cells = (make_cell(load="poisson", rate=5.0, concurrency=1024), make_cell(concurrency=30))
+    assert open_files.needed(msgspec.structs.replace(plan, cells=cells), embedded=False) == open_files.OWN + 64

@@ -8,7 +8,6 @@ comes through, after the requests under way were dropped.
 """
 
 import gc
-import resource
 import statistics
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from kvgauge.load.answers import Asked, read_answer
 from kvgauge.load.arrivals import Arrivals, arrivals_of
 from kvgauge.load.loop import Ended, Limits, Loop
 from kvgauge.load.open import OpenLoad
+from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Api, Bodies
 from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
@@ -229,7 +229,7 @@ class Driver:
         """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
         if not cell.is_open:
             return 1 if cell.load == "single" else cell.concurrency
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = raise_limit()
         others = len(list(Path("/proc/self/fd").iterdir())) - self._loop.connections
         left = most - others - DESCRIPTORS_LEFT
         if left < 1:

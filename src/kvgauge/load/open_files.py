@@ -5,9 +5,10 @@ import errno
 import resource
 
 from kvgauge.failures import UsageError
-from kvgauge.plan.records import Plan
+from kvgauge.plan.records import Cell, Plan
 
 OWN = 40  # of client and frontend beside their connections: 20 of them are in use before the first request
+OPEN_LEAST = 64  # connections of an open load
 EACH_WORKER = 4
 EACH_RANK = 16  # of a worker: 8 are in use with one peer a rank
 ENOUGH = 65_536  # a limit that was raised to millions makes some libraries slow
@@ -15,12 +16,17 @@ ENOUGH = 65_536  # a limit that was raised to millions makes some libraries slow
 
 def needed(plan: Plan, *, embedded: bool) -> int:
     """Descriptors that the busiest process of this plan needs. `embedded`: frontend and workers are ours too."""
-    client = OWN + max(cell.concurrency for cell in plan.cells)
+    client = OWN + max(map(_connections, plan.cells))
     if not embedded:
         return client
     workers = max(test.prefill_workers + test.decode_workers for test in plan.tests)
     ranks = max(max(test.prefill_tp, test.decode_tp) for test in plan.tests)
     return max(client + EACH_WORKER * workers, OWN + EACH_RANK * ranks)
+
+
+def _connections(cell: Cell) -> int:
+    """That a cell cannot do without: an open load takes what is left, and says how many that was."""
+    return min(cell.concurrency, OPEN_LEAST) if cell.is_open else cell.concurrency
 
 
 def raise_limit() -> int:
@@ -38,9 +44,9 @@ def refuse_too_few(plan: Plan, may: int, *, embedded: bool) -> None:
     """raises UsageError when the plan needs more than `may`"""
     wanted = needed(plan, embedded=embedded)
     if wanted > may:
-        busiest = max(plan.cells, key=lambda cell: cell.concurrency)
+        busiest = max(plan.cells, key=_connections)
         raise UsageError(
-            f"this plan needs {wanted} open files in one process ({busiest.concurrency} connections in cell "
+            f"this plan needs {wanted} open files in one process ({_connections(busiest)} connections in cell "
             f"{busiest.name}), and {may} are allowed, soft and hard limit. Raise the hard limit (ulimit -n {wanted} as "
             "root, LimitNOFILE= of a service, --ulimit nofile= of a container), or lower the concurrency"
         )
