@@ -167,7 +167,7 @@ def kept_chunks_s(truth: Truth, numbers: Times, streams: int) -> float | None:
         return None
     begin, end = arrivals[streams - 1], arrivals[-1]
     left = truth.left_ns[numbers, : truth.tokens]
-    return float(np.count_nonzero((left >= begin) & (left < end)) * 1e9 / (end - begin))
+    return float(np.count_nonzero((left > begin) & (left <= end)) * 1e9 / (end - begin))
 
 
 def flood_chunks_s(truth: Truth, numbers: Times, ended_ns: int | None) -> float:
