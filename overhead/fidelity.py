@@ -9,6 +9,7 @@ round after round, and the median of the quiet rounds is shown. truth.py defines
 """
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -166,6 +167,12 @@ def main() -> int:
     if where.server == where.client:
         print("SKIPPED: one core only: server and client would take it from each other, and neither could be judged.")
         return 0
+    alone = Path(tempfile.gettempdir(), f"kvgauge-fidelity-{os.getuid()}.lock").open("w")  # noqa: SIM115  (held until we end)
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another fidelity run is under way on this machine; waiting for its end", flush=True)
+        fcntl.flock(alone, fcntl.LOCK_EX)
     os.sched_setaffinity(0, {where.server})  # what we do ourselves shall not be on the client's core
     with tempfile.TemporaryDirectory(prefix="kvgauge-fidelity-") as folder:
         pacer, reader = build(cc, Path(folder))

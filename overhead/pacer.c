@@ -28,6 +28,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -336,6 +337,7 @@ int main(int argc, char **argv) {
     records = malloc(sizeof *records * (size_t)(width * requests_max));
     if (!records) die("records");
     memset(records, 0, sizeof *records * (size_t)(width * requests_max)); /* no page fault while it is timed */
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* not to outlive a bench that was killed */
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL), sigaction(SIGINT, &action, NULL);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

@@ -19,11 +19,13 @@
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -193,6 +195,7 @@ int main(int argc, char **argv) {
     if (argc % 2 == 0 || streams_wanted < 1 || streams_wanted > STREAMS_MAX || warmup < 0 || requests < 1 ||
         all > 1000000 || chunks_max < 1 || chunks_max > 100000)
         return fprintf(stderr, "reader: options come in pairs; streams 1..1024, requests 1..1000000\n"), 2;
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* not to outlive a bench that was killed */
     cpu_set_t set;
     CPU_ZERO(&set);
     if (cpu >= 0 && (CPU_SET((int)cpu, &set), sched_setaffinity(0, sizeof set, &set))) die("--cpu");
