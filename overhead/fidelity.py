@@ -19,7 +19,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from launch import Cores, Pacer, Ran, build, compiler, cores, run_client
+from launch import Cores, Pacer, Ran, build, busy_s, compiler, cores, run_client
 from peers import installed
 from tools import Finished, Floor, Kvgauge, Said, Setting, Tool
 from truth import (
@@ -36,7 +36,7 @@ from truth import (
     refill_ns,
     spread,
 )
-from verdict import Row, judge, table
+from verdict import QUIET, Row, judge, table
 
 TTFT_US, ITL_US, TOKENS = 50_000, 5_000, 64
 FLOOD_STREAMS, FLOOD_TOKENS, FLOOD_TURN = 32, 256, 8
@@ -53,6 +53,13 @@ class Bench:
         flood = {"flood": setting.flood} if setting.flood else {"ttft-us": TTFT_US, "itl-us": ITL_US}
         given = {**flood, "tokens": setting.tokens, "requests": 4 * (setting.requests + setting.warmup), **options}
         return Pacer(self._pacer, self._folder, self._cores.server, given)
+
+    def idle(self) -> bool:
+        """Whether both cores had hardly anything to do for half a second."""
+        both = (self._cores.server, self._cores.client)
+        before = [busy_s(core) for core in both]
+        time.sleep(0.5)
+        return all(busy_s(core) - begun <= 0.5 * QUIET for core, begun in zip(both, before, strict=True))
 
     def proof(self, streams: int) -> Proof:
         setting = Setting(streams=streams, requests=max(16, 3 * streams), warmup=0, tokens=TOKENS)
@@ -154,6 +161,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--streams", default="1,8,32,128")
     parser.add_argument("--peers", type=Path, help="virtual environment with aiperf or vllm; else those on PATH")
+    parser.add_argument("--patience", type=float, default=0, help="seconds in which disturbed runs are done again")
     parser.add_argument("--json", type=Path, help="keep every run's figures here")
     args = parser.parse_args()
     cc = compiler()
@@ -188,9 +196,12 @@ def main() -> int:
                 "no client is judged. Run it again when the machine is quiet."
             )
             return 1
+        until_s = time.monotonic() + args.patience
         rounds = args.rounds or (2 if args.quick else 3)
         cells = settings([int(n) for n in args.streams.split(",")], quick=args.quick)
-        rows = offer(bench, [Floor(reader, "user"), Floor(reader, "kernel"), Kvgauge()], args.peers, cells, rounds)
+        rows = offer(
+            bench, [Floor(reader, "user"), Floor(reader, "kernel"), Kvgauge()], args.peers, cells, rounds, until_s
+        )
     print("\n".join(["", *table(rows)]))
     print("\nkvgauge against its targets (medians of the quiet rounds; floor: with user stamps):")
     print("\n".join(judge(rows, "kvgauge", rows[0].tool)))
@@ -200,7 +211,17 @@ def main() -> int:
     return 0
 
 
-def offer(bench: Bench, ours: list[Tool], venv: Path | None, cells: list[Setting], rounds: int) -> list[Row]:
+def undisturbed(bench: Bench, tool: Tool, setting: Setting, at: int, until_s: float) -> Row:
+    """One run; done again, as long as there is patience, when others were on its cores."""
+    while not (row := bench.row(tool, setting, at)).quiet and time.monotonic() < until_s:
+        while time.monotonic() < until_s and not bench.idle():
+            pass
+    return row
+
+
+def offer(
+    bench: Bench, ours: list[Tool], venv: Path | None, cells: list[Setting], rounds: int, until_s: float
+) -> list[Row]:
     """Every tool in turn, round after round. A peer that fails says so and is left out from then on."""
     rows, others = [], installed(venv)
     print(f"peers found: {', '.join(tool.name for tool in others) or 'none (aiperf, vllm): ours stand alone'}")
@@ -208,7 +229,7 @@ def offer(bench: Bench, ours: list[Tool], venv: Path | None, cells: list[Setting
         for setting in cells:
             for tool in [*ours, *others]:
                 try:
-                    rows.append(bench.row(tool, setting, at))
+                    rows.append(undisturbed(bench, tool, setting, at, until_s))
                 except (RuntimeError, ValueError, KeyError, OSError) as error:
                     if tool in ours:
                         raise

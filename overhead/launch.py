@@ -124,7 +124,7 @@ class Ran:
 
 def run_client(command: list[str], core: int, log: Path, *, limit_s: float = 600) -> Ran:
     """Run a client on its core and wait for its end. raises RuntimeError, with the end of its log, when it fails."""
-    busy = _busy_s(core)
+    busy = busy_s(core)
     with log.open("wb") as out, _on(core):
         ran = Ran(launched_ns=time.monotonic_ns())
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -143,7 +143,7 @@ def run_client(command: list[str], core: int, log: Path, *, limit_s: float = 600
     child.returncode = ran.exit_code = os.waitstatus_to_exitcode(status)
     ran.cpu_s = max([used.ru_utime + used.ru_stime, *(cpu_s for _, cpu_s, _ in ran.samples)])
     ran.rss_mb = max((rss for _, _, rss in ran.samples), default=0) / 1e6
-    ran.foreign = max(0.0, _busy_s(core) - busy - ran.cpu_s) * 1e9 / (ran.exited_ns - ran.launched_ns)
+    ran.foreign = max(0.0, busy_s(core) - busy - ran.cpu_s) * 1e9 / (ran.exited_ns - ran.launched_ns)
     if ran.exit_code:
         raise RuntimeError(
             f"{command[0]} ended with exit code {ran.exit_code}: ...{log.read_text('utf-8', 'replace')[-1500:]}"
@@ -162,7 +162,7 @@ def _on(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _busy_s(core: int) -> float:
+def busy_s(core: int) -> float:
     """Processor seconds this core has spent on anything, stolen time included."""
     for line in Path("/proc/stat").read_text().splitlines():
         name, *ticks = line.split()
