@@ -32,8 +32,9 @@ unit: $(VENV)/ready
 soak: setup  ## 20 minutes of load with a worker killed every minute
 	$(BIN)/python overhead/soak.py
 
-overhead: setup  ## what kvgauge itself costs
+overhead: setup  ## what kvgauge itself costs, and how true and fast its client is
 	$(BIN)/python overhead/stack.py
+	$(BIN)/python overhead/fidelity.py --quick
 
 locks:  ## renew the pins (needs uv); no index address is written
 	uv pip compile -q pyproject.toml --universal --generate-hashes --no-annotate --python-version 3.11 --no-header --extra dev -o requirements/dev.lock
