@@ -113,6 +113,11 @@ def show(plan: "Plan", console: "Console") -> None:
         console.print(table)
 
 
+def show_cells(plan: "Plan", console: "Console") -> None:
+    """Print the cells of a plan that has nothing else to tell."""
+    console.print(_cells_table(plan))
+
+
 def _table(title: str, columns: "Iterable[str]") -> "Table":
     from rich import box
     from rich.table import Table

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
         show(plan, Console())
         return 0
-    return _conduct(plan, args, saved)
+    return conduct_plan(plan, args, saved)
 
 
 def _check_cold_starts(plan: "Plan", args: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def _saved(args: argparse.Namespace) -> "tuple[Saved, Plan]":
     return saved, saved.plan
 
 
-def _conduct(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> int:
+def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") -> int:
     import signal
     from math import inf
 

@@ -24,7 +24,7 @@ def _plan_text(path: Path) -> bytes:
         raise PlanError(f"cannot be read: {error.strerror}; name a YAML file", source=str(path)) from None
 
 
-def _file_bytes(path: str) -> bytes:
+def file_bytes(path: str) -> bytes:
     """A trace's bytes; one byte too many when it is longer than any trace. raises OSError"""
     from kvgauge.plan.trace import BYTES_MAX
 
@@ -43,7 +43,7 @@ def load_traces(cells: "Iterable[Cell]") -> "dict[str, tuple[TraceRequest, ...]]
     found: dict[str, tuple[TraceRequest, ...]] = {}
     for trace in {cell.trace.path: cell.trace for cell in cells if cell.trace is not None}.values():
         try:
-            found[trace.path] = again(trace, _file_bytes(trace.path))
+            found[trace.path] = again(trace, file_bytes(trace.path))
         except OSError as error:
             raise PlanError(f"the trace cannot be read: {error.strerror}; put it back", source=trace.path) from None
     return found
@@ -64,6 +64,6 @@ def load_plan(path: Path | None, quick: bool, tests: Sequence[str]) -> "Plan":
     if path is None:
         plan = reference.reference(known_builds)
     else:
-        plan = read.read(_plan_text(path), source=str(path), known_builds=known_builds, read_file=_file_bytes)
+        plan = read.read(_plan_text(path), source=str(path), known_builds=known_builds, read_file=file_bytes)
     plan = expand.select(plan, tests)
     return reference.quick(plan) if quick else plan

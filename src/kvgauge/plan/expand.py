@@ -11,7 +11,7 @@ from kvgauge.models import MODELS, Model, descriptors, transfer_bytes
 from kvgauge.plan.nodes import nearest
 from kvgauge.plan.open import offered, rate, span_s
 from kvgauge.plan.read import rehearsal, slug
-from kvgauge.plan.records import Cell, Plan, Run, Test
+from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Run, Test
 
 # The duration model: rough, for "how long will this take", never for a result. Two cores, one machine, and the
 # embedded target's compute for an H100, whatever GPU the test names.
@@ -22,9 +22,17 @@ PREFILL_S, PREFILL_LAYER_S = 2.0e-3, 150e-6  # a prefill beyond its arithmetic
 ALL_REDUCE_LAYER_S = 20e-6  # both of a layer, where there is more than one rank
 WEIGHTS_BYTES_PER_S = 2.3e12  # 70% of 3.35 TB/s
 PREFILL_PARAMETERS_PER_S = 2.5e14  # active parameters x tokens: 2 operations each, at half of 989 TFLOP/s
-TRANSFER_BYTES_PER_S = {"tcp": 0.9e9, "shm": 3.0e9, "efa": 20e9, "ib": 20e9, "cuda": 20e9}  # all ranks together
+TRANSFER_BYTES_PER_S = {  # all ranks together
+    "tcp": 0.9e9,
+    "shm": 3.0e9,
+    "efa": 20e9,
+    "ib": 20e9,
+    "cuda": 20e9,
+    UNOBSERVED: 20e9,
+}
 DESCRIPTOR_S = 2e-6  # posting, completing and checking one descriptor
 CHARACTERS_PER_TOKEN = 4
+OF_UNKNOWN = "Llama-3.1-8B"  # for the duration of a model that a server names as it likes
 COLD_ROOM_S = 60  # for what a first request takes beyond its cold start, when a time-out is suggested
 UNDER_WAY_LEAST = 16  # what an open load is given room for, however low its rate
 
@@ -119,7 +127,7 @@ def _transfer_s(test: Test, model: Model, tokens: int) -> float:
 
 def _request_s(test: Test, cell: Cell) -> tuple[float, float]:
     """(what requests wait for one after another, what they do at the same time) of one request, in s."""
-    model = MODELS[test.model]
+    model = MODELS.get(test.model, MODELS[OF_UNKNOWN])
     tokens = prompt_tokens(cell)
     answer_tokens = cell.trace.output_tokens_mean if cell.trace is not None else cell.output_tokens
     prefill_s = _prefill_s(model, test.prefill_tp, tokens) / test.prefill_workers

@@ -23,7 +23,7 @@ from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import no_files, read_cells
 from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.nodes import Value, nearest, parse
-from kvgauge.plan.records import Backend, Cell, ColdStart, Expect, Fabric, Operation, Plan, Primary, Test
+from kvgauge.plan.records import BACKENDS, FABRICS, Cell, ColdStart, Expect, Operation, Plan, Primary, Test
 
 PLAN_KEYS = ("name", "repetitions", "seed", "primary", "baseline", "defaults", "tests", "cells")
 TEST_KEYS = (
@@ -160,8 +160,8 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
     patches = fields["patches"].line_of_text(characters_max=200) if "patches" in fields else "none"
     chosen: dict[str, object] = {
         "name": name,
-        "backend": fields["backend"].word(get_args(Backend), "backend"),
-        "fabric": fields["fabric"].word(get_args(Fabric), "fabric"),
+        "backend": fields["backend"].word(BACKENDS, "backend"),
+        "fabric": fields["fabric"].word(FABRICS, "fabric"),
         "build": build,
         "patches": patches,
         "build_source": build_source,

@@ -6,8 +6,11 @@ import msgspec
 
 from kvgauge.builds.records import BuildSource
 
-Backend = Literal["UCX", "LIBFABRIC"]
-Fabric = Literal["efa", "ib", "tcp", "shm", "cuda"]
+Backend = Literal["UCX", "LIBFABRIC", "unobserved"]
+Fabric = Literal["efa", "ib", "tcp", "shm", "cuda", "unobserved"]
+UNOBSERVED: Literal["unobserved"] = "unobserved"  # of a server that is measured from outside; no plan says so
+BACKENDS: tuple[Backend, ...] = ("UCX", "LIBFABRIC")
+FABRICS: tuple[Fabric, ...] = ("efa", "ib", "tcp", "shm", "cuda")
 LoadShape = Literal["single", "wave", "closed", "constant", "poisson", "gamma", "ramp", "burst", "trace"]
 OPEN_LOADS: tuple[LoadShape, ...] = ("constant", "poisson", "gamma", "ramp", "burst", "trace")
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here

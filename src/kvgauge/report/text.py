@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kvgauge.plan.records import UNOBSERVED
 from kvgauge.report import rows
 from kvgauge.report.across import across_tests
 from kvgauge.report.gains import gains_table
+from kvgauge.report.loads import load_tables
 from kvgauge.report.numbers import MIB, NONE, interval_text, number, plain, value_text, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.results import Results, RunResult, TestResult
@@ -38,7 +40,8 @@ def print_results(results: Results, console: "Console", *, published: Results | 
 
 def render(results: Results) -> "list[RenderableType]":
     """Parts to print in order. The console's width decides how tables are stacked."""
-    return [*_title(results), *_tests(results), *across_tests(results)]
+    outside = all(test.backend == UNOBSERVED for test in results.tests) and len(results.tests) == 1
+    return [*_title(results), *_tests(results), *([] if outside else across_tests(results))]
 
 
 def _title(results: Results) -> "Iterator[RenderableType]":
@@ -81,9 +84,13 @@ def section_of(results: Results, test: TestResult) -> "Iterator[RenderableType]"
     yield Text(plain(test.name), style="bold cyan").append(_about(test), style="not bold default")
     yield from _rehearsal(results)
     yield Text("")
-    yield _cells_table(test, notes)
-    yield Text("")
-    yield from (Text(line) for line in _run_level(test, rows.deciding_cell(results), notes))
+    if test.backend == UNOBSERVED:
+        yield from load_tables(test, notes)
+        yield from (Text(line) for line in _outside(test, notes))
+    else:
+        yield _cells_table(test, notes)
+        yield Text("")
+        yield from (Text(line) for line in _run_level(test, rows.deciding_cell(results), notes))
     for where, state, reasons in rows.not_valid(test):
         yield Text(plain(f"{where}: {state.upper()}: {'; '.join(reasons) or 'no reason given'}"), style=INVALID)
     waiting = [str(repetition) for repetition, state in rows.run_states(test) if state == "pending"]
@@ -98,8 +105,12 @@ def _about(test: TestResult) -> str:
     stand_in = rows.stand_in_text(test.stand_in)
     tp = f"TP {test.tp.prefill}" if test.tp.prefill == test.tp.decode else f"TP {test.tp.prefill}→{test.tp.decode}"
     named = f"  ({stand_in})" if stand_in else ""
-    facts = [f"{test.backend} over {test.fabric}", rows.build_text(test.build), f"patches {test.patches}"]
-    facts += [f"{test.model} {tp}", f"valid runs {rows.runs_text(test)}"]
+    if test.backend == UNOBSERVED:
+        facts = [f"{test.model}, transport unobserved"]
+    else:
+        facts = [f"{test.backend} over {test.fabric}", rows.build_text(test.build), f"patches {test.patches}"]
+        facts.append(f"{test.model} {tp}")
+    facts.append(f"valid runs {rows.runs_text(test)}")
     if test.expect != "valid":
         facts.append(f"expected {test.expect}")
     if test.cold_start is not None:
@@ -211,6 +222,16 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
     yield (
         f"machine: busy {_one_line(test, 'machine_busy_pct', notes, ' %')}, "
         f"steal {_one_line(test, 'machine_steal_pct', notes, ' %')}; GPU memory {_memory(test, notes)}"
+    )
+
+
+def _outside(test: TestResult, notes: Footnotes) -> Iterator[str]:
+    """What holds for whole runs against a server that is seen from outside."""
+    yield "transport: not observed; `kvgauge run` proves what carried the KV cache"
+    yield (
+        f"first request's penalty {_one_line(test, 'first_request_penalty_s', notes, ' s')}; "
+        f"this machine: busy {_one_line(test, 'machine_busy_pct', notes, ' %')}, "
+        f"steal {_one_line(test, 'machine_steal_pct', notes, ' %')}"
     )
 
 

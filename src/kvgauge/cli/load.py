@@ -1,0 +1,120 @@
+"""`kvgauge load`: load one server that is there, and get the files, tables and results.json of `kvgauge run`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "load",
+        help="load a server at a URL: AIPerf's flags (vLLM's are accepted), the results of `run`",
+        description="Loads one OpenAI-compatible server and keeps every request's moments. Its transport is not seen: "
+        "`kvgauge run` proves what carried the KV cache.",
+    )
+    parser.add_argument("--url", "--base-url", required=True, metavar="URL")
+    parser.add_argument("--model", "-m", metavar="NAME", help="as the server calls it (default: the one it serves)")
+    load = parser.add_argument_group("load")
+    load.add_argument("--concurrency", "--max-concurrency", type=_whole_numbers, default=(), metavar="N[,N...]",
+                      help="requests under way at a time, a cell each (1)")  # fmt: skip
+    load.add_argument("--request-rate", type=_rates, default=(), metavar="R[,R...]",
+                      help="requests per second, a cell each, whatever has ended")  # fmt: skip
+    load.add_argument("--arrival-pattern", choices=("constant", "poisson", "gamma"), help="of a rate (poisson)")
+    load.add_argument("--burstiness", "--arrival-smoothness", type=float, metavar="SHAPE",
+                      help="gamma's shape: below 1 in clusters, above 1 more even")  # fmt: skip
+    load.add_argument("--trace", metavar="FILE", help="replay Mooncake's JSONL: timestamp, input_length, output_length")
+    load.add_argument("--speed-up", type=float, metavar="X", help="divide a trace's time by this")
+    load.add_argument("--request-count", "--num-prompts", type=_whole_numbers, default=(), metavar="N[,N...]",
+                      help="for every cell, or one for each (10 a slot; 100 of a rate)")  # fmt: skip
+    load.add_argument("--benchmark-duration", type=float, metavar="S", help="nothing becomes due later than this")
+    load.add_argument("--until", type=_until, metavar="METRIC:SHARE",
+                      help="stop when the mean is known so well, e.g. ttft_ms_mean:2%%")  # fmt: skip
+    load.add_argument("--warmup-request-count", "--num-warmups", type=int, metavar="N", help="before each cell")
+    load.add_argument("--isl", "--input-len", "--synthetic-input-tokens-mean", type=int, metavar="TOKENS",
+                      help="of a prompt that is unique to each request (512)")  # fmt: skip
+    load.add_argument("--osl", "--output-len", "--output-tokens-mean", type=int, metavar="TOKENS", help="(128)")
+    load.add_argument("--prompt", metavar="TEXT", help="this text each time, instead of --isl")
+    load.add_argument("--repetitions", type=int, default=1, metavar="N", help="do it all N times (1)")
+    load.add_argument("--random-seed", "--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
+                        help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
+    parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the cells; send nothing")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """raises UsageError, LoadError, SamplesError"""
+    from kvgauge.cli.run import conduct_plan
+    from kvgauge.failures import UsageError
+    from kvgauge.load import site
+    from kvgauge.plan import file_bytes
+    from kvgauge.plan.asked import Asked, plan_of
+
+    if args.repetitions < 1 or args.repetitions > 1000:
+        raise UsageError(f"--repetitions: expected 1 to 1000, got {args.repetitions}")
+    if not 0 <= args.random_seed < 2**31:
+        raise UsageError(f"--random-seed: expected 0 to 2147483647, got {args.random_seed}")
+    site.site_of(args.url)
+    asked = Asked(
+        concurrency=args.concurrency,
+        requests=args.request_count,
+        duration_s=args.benchmark_duration,
+        rates=args.request_rate,
+        pattern=args.arrival_pattern,
+        burstiness=args.burstiness,
+        input_tokens=args.isl,
+        output_tokens=args.osl,
+        prompt=args.prompt,
+        warmup_requests=args.warmup_request_count,
+        trace=args.trace,
+        speed_up=args.speed_up,
+        until=args.until,
+        repetitions=args.repetitions,
+        seed=args.random_seed,
+    )
+    plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked
+    plan = plan_of(asked, args.model or ("unknown" if args.dry_run else _only_model(args.url)), file_bytes)
+    if args.dry_run:
+        from rich.console import Console
+
+        from kvgauge.cli.plan import show_cells
+
+        show_cells(plan, Console())
+        return 0
+    given = argparse.Namespace(**{"namespace": [], "transfer_timeout": 60.0, "resume": None, **vars(args)})
+    given.model = plan.tests[0].model
+    return conduct_plan(plan, given, None)
+
+
+def _only_model(url: str) -> str:
+    """raises UsageError when the server offers none or several, LoadError when it does not answer"""
+    from kvgauge.failures import UsageError
+    from kvgauge.load import site
+
+    served = site.models(url)
+    if len(served) != 1:
+        raise UsageError(f"{url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
+    return served[0]
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, separated by commas, got {text!r}") from None
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    if text.strip() == "inf":
+        raise argparse.ArgumentTypeError("an infinite rate is a closed loop: give --concurrency instead")
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected requests per second, separated by commas, got {text!r}") from None
+
+
+def _until(text: str) -> tuple[str, str]:
+    metric, separator, share = text.rpartition(":")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected METRIC:SHARE such as ttft_ms_mean:2%, got {text!r}")
+    return metric, share

@@ -1,0 +1,174 @@
+"""A plan for one server, from the numbers of a command line. Pure: whatever a plan file would refuse is refused here.
+
+The server is measured from outside, so the one test's backend, fabric and build are `unobserved`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kvgauge.failures import PlanError, UsageError
+from kvgauge.plan.cells import read_cells
+from kvgauge.plan.nodes import parse
+from kvgauge.plan.records import UNOBSERVED, Plan, Primary, Test
+
+SOURCE = "command line"
+_SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
+# What the reader of plans calls things, and the flag they came from.
+FLAGS = {
+    "concurrency": "--concurrency",
+    "requests": "--request-count",
+    "duration_s": "--benchmark-duration",
+    "rate": "--request-rate",
+    "burstiness": "--burstiness",
+    "input_tokens": "--isl",
+    "output_tokens": "--osl",
+    "prompt": "--prompt",
+    "warmup_requests": "--warmup-request-count",
+    "trace": "--trace",
+    "half_width": "--until",
+    "metric": "--until",
+    "load": "--arrival-pattern",
+}
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The load of `kvgauge load`. None: not given.
+
+    concurrency  slots; with request rates the most that may be under way
+    requests     for all concurrencies or rates, or one number for each
+    until        (metric, half width as the user wrote it): stop when the mean is known so well
+    """
+
+    concurrency: tuple[int, ...] = ()
+    requests: tuple[int, ...] = ()
+    duration_s: float | None = None
+    rates: tuple[float, ...] = ()
+    pattern: str | None = None
+    burstiness: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt: str | None = None
+    warmup_requests: int | None = None
+    trace: str | None = None
+    speed_up: float | None = None
+    until: tuple[str, str] | None = None
+    repetitions: int = 1
+    seed: int = 1
+
+
+def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan:
+    """The plan that offers this load.
+
+    model      as the server calls it
+    read_file  gives the bytes of a trace; raises OSError
+    raises     UsageError that names the flag
+    """
+    metric = asked.until[0] if asked.until is not None else "ttft_ms_mean"
+    text = json.dumps([_cell(asked)])  # JSON is YAML: one set of checks serves plans and flags
+    if asked.until is not None and _SHARE.fullmatch(asked.until[1]):
+        text = text.replace(json.dumps(asked.until[1]), asked.until[1])  # 2% is no number in JSON
+    value = parse(text, SOURCE)
+    try:
+        cells = read_cells(value, read_file, metric)
+    except PlanError as error:
+        raise UsageError(_of_flag(str(error))) from None
+    test = Test(
+        name=model,
+        backend=UNOBSERVED,
+        fabric=UNOBSERVED,
+        build=UNOBSERVED,
+        patches="none",
+        stand_in=None,
+        model=model,
+        prefill_tp=1,
+        decode_tp=1,
+    )
+    return Plan(
+        name="load",
+        source=SOURCE,
+        tests=(test,),
+        cells=cells,
+        repetitions=asked.repetitions,
+        primary=Primary(metric="ttft_ms_mean", cell=cells[0].name),
+        seed=asked.seed,
+    )
+
+
+def _cell(asked: Asked) -> dict[str, object]:
+    """The one entry of `cells` that the flags stand for."""
+    load = _load(asked)
+    cell: dict[str, object] = {"name": _name(asked, load), "load": load}
+    if load == "trace":
+        cell["trace"] = asked.trace
+        if asked.speed_up is not None:
+            cell["speed_up"] = asked.speed_up
+    else:
+        cell["output_tokens"] = 128 if asked.output_tokens is None else asked.output_tokens
+        cell |= {"prompt": asked.prompt} if asked.prompt is not None else {}
+        if asked.input_tokens is not None or asked.prompt is None:
+            cell["input_tokens"] = 512 if asked.input_tokens is None else asked.input_tokens
+    if asked.rates:
+        cell["rate"] = _one_or_all(asked.rates)
+        if asked.burstiness is not None:
+            cell["burstiness"] = asked.burstiness
+    if asked.concurrency or load == "closed":
+        cell["concurrency"] = _one_or_all(asked.concurrency or (1,))
+    if asked.warmup_requests is not None:
+        cell["warmup_requests"] = asked.warmup_requests
+    return cell | _end(asked, load)
+
+
+def _load(asked: Asked) -> str:
+    if asked.trace is not None:
+        if asked.rates:
+            raise UsageError("--trace has its own times: leave --request-rate away, or stretch it with --speed-up")
+        return "trace"
+    if not asked.rates:
+        if asked.pattern is not None or asked.burstiness is not None:
+            raise UsageError("--arrival-pattern and --burstiness go with --request-rate: give it, or leave them away")
+        return "closed"
+    if asked.pattern is not None:
+        return asked.pattern
+    return "poisson" if asked.burstiness is None else "gamma"
+
+
+def _name(asked: Asked, load: str) -> str:
+    if load == "trace":
+        return "trace"
+    lengths = f"{asked.input_tokens or 512}x" if asked.prompt is None else "prompt-x"
+    several = load if len(asked.rates) > 1 or load != "closed" else ""
+    return "-".join(filter(None, (f"{lengths}{asked.output_tokens or 128}", several)))
+
+
+def _end(asked: Asked, load: str) -> dict[str, object]:
+    if asked.until is not None:
+        if not asked.requests and asked.duration_s is None:
+            raise UsageError("--until may never be reached: give a limit too, --request-count or --benchmark-duration")
+        most: dict[str, object] = {"metric": asked.until[0], "half_width": asked.until[1]}
+        if asked.requests:
+            most["at_most_requests"] = asked.requests[0]
+        if asked.duration_s is not None:
+            most["at_most_s"] = asked.duration_s
+        return {"until": most}
+    end: dict[str, object] = {}
+    if asked.requests:
+        end["requests"] = _one_or_all(asked.requests)
+    if asked.duration_s is not None:
+        end["duration_s"] = asked.duration_s
+    if not end and load != "trace":
+        end["requests_per_slot" if load == "closed" else "requests"] = 10 if load == "closed" else 100
+    return end
+
+
+def _one_or_all(numbers: Sequence[float]) -> object:
+    return numbers[0] if len(numbers) == 1 else list(numbers)
+
+
+def _of_flag(message: str) -> str:
+    """`command line:1: input_tokens: expected ...` -> `--isl: expected ...`"""
+    said = message.removeprefix(f"{SOURCE}:1: ").removeprefix(f"{SOURCE}: ")
+    key, separator, rest = said.partition(": ")
+    return f"{FLAGS[key]}: {rest}" if separator and key in FLAGS else said
