@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
         show_cells(plan, Console())
         return 0
     given = argparse.Namespace(**{"namespace": [], "transfer_timeout": 60.0, "resume": None, **vars(args)})
-    given.model = plan.tests[0].model
     return conduct_plan(plan, given, None)
 
 
