@@ -3,6 +3,7 @@ import pytest
 from kvgauge.failures import LoadError
 from kvgauge.load.drive import Driver, _CellWork
 from kvgauge.load.loop import Ended
+from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
 from kvgauge.load.site import site_of
 from kvgauge.plan.records import Cell
@@ -23,6 +24,7 @@ def work_of(template, ticks=None):
         tick=tick,
         stop=lambda: False,
         slots=4,
+        offset=RealtimeOffset(lambda: 0, lambda: 0),
     )
     work.begin(requests=10, warmup=False)
     return work, exchanges
@@ -91,8 +93,6 @@ def test_requests_are_built_ahead_when_idle_and_on_demand_otherwise(template):
     assert [work.next_request()[0] for _ in range(10)] == list(range(10))
 
 
-def test_timeouts_must_be_positive_and_https_has_to_wait():
+def test_timeouts_must_be_positive():
     with pytest.raises(LoadError, match="above 0"):
         Driver(URL, "m", host="h", request_timeout_s=0)
-    with pytest.raises(LoadError, match="TLS comes with the next version"):
-        Driver("https://127.0.0.1:1", "m", host="h")

@@ -13,8 +13,10 @@ import msgspec
 from kvgauge.load.answers import Cut
 from kvgauge.load.arrivals import Arrivals, Due
 from kvgauge.load.open_files import why
+from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
-from kvgauge.load.stream import Connection, End, Incoming, OpenReceiver, PlainReceiver
+from kvgauge.load.stream import Connection, End, Incoming
+from kvgauge.load.tls import Session, TlsFailed, context_of
 
 CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
 SPIN_NS = 1_000_000  # epoll waits in whole milliseconds: what is due sooner is waited for by asking again at once
@@ -23,6 +25,7 @@ CUT_OF: dict[End, Cut | None] = {
     "closed": "truncated",
     "reset": "truncated",
     "malformed": "malformed",
+    "tls": "tls",
 }
 
 
@@ -97,9 +100,11 @@ class Loop:
         *,
         limits: Limits,
         clock_ns: Callable[[], int],
-        open_receiver: OpenReceiver = PlainReceiver,
+        open_receiver: OpenReceiver = open_receiver,
     ) -> None:
+        """raises LoadError when the site's CA file cannot be used."""
         self._site, self._limits, self._clock_ns, self._open_receiver = site, limits, clock_ns, open_receiver
+        self._tls = context_of(site.tls) if site.tls is not None else None
         self._epoll = select.epoll()
         self._slots: list[_Slot] = []
         self._by_fd: dict[int, _Slot] = {}
@@ -184,7 +189,7 @@ class Loop:
             connection = slot.connection
             assert connection is not None, "an fd in _by_fd belongs to its slot's connection"
             if connection.connecting:
-                self._connected(slot, connection)
+                self._advance(slot, connection)
             elif mask & select.EPOLLOUT and connection.unsent is not None:
                 self._offer(slot, connection)
             else:
@@ -250,7 +255,12 @@ class Loop:
             family, address = self._site.addresses[at]
             try:
                 connection = Connection(
-                    family, address, address_at=at, clock_ns=self._clock_ns, open_receiver=self._open_receiver
+                    family,
+                    address,
+                    address_at=at,
+                    clock_ns=self._clock_ns,
+                    open_receiver=self._open_receiver,
+                    session=Session(self._tls, self._site.host) if self._tls is not None else None,
                 )
             except OSError as error:
                 seen = error
@@ -269,16 +279,32 @@ class Loop:
         else:
             self._no_connection(slot, seen)
 
-    def _no_connection(self, slot: _Slot, seen: str) -> None:
+    def _no_connection(self, slot: _Slot, seen: str, cut: Cut = "connect") -> None:
         self._address_at = 0
         if slot.request is not None:
-            self._over(slot, cut="connect", detail=f"{self._site.authority}: {seen}")
+            self._over(slot, cut=cut, detail=f"{self._site.authority}: {seen}")
 
-    def _connected(self, slot: _Slot, connection: Connection) -> None:
+    def _no_session(self, slot: _Slot, seen: str) -> None:
+        """Another address of the same name would show the same certificate: none is tried."""
+        self._drop(slot)
+        self._no_connection(slot, seen, "tls")
+
+    def _advance(self, slot: _Slot, connection: Connection) -> None:
+        """A connection on its way is ready to go on."""
         try:
-            connection.connected()
+            usable = connection.advance()
+        except TlsFailed as error:
+            self._no_session(slot, str(error))
+            return
         except OSError as error:
-            self._not_connected(slot, connection, error.strerror or str(error))
+            seen = error.strerror or str(error)
+            if connection.shaking:
+                self._no_session(slot, f"the connection broke inside the TLS handshake: {seen}")
+            else:
+                self._not_connected(slot, connection, seen)
+            return
+        if not usable:
+            self._epoll.modify(connection.fd, select.EPOLLIN if connection.unsent is None else select.EPOLLOUT)
             return
         self._address_at = connection.address_at
         self._epoll.modify(connection.fd, select.EPOLLIN)
@@ -289,8 +315,9 @@ class Loop:
         assert slot.request is not None
         try:
             connection.ask(slot.request)
-        except OSError as error:
-            self._lost(slot, connection, f"the connection broke: {error.strerror or error}")
+        except (OSError, TlsFailed) as error:
+            said = error.strerror if isinstance(error, OSError) else None
+            self._lost(slot, connection, f"the connection broke: {said or error}")
             return
         if connection.unsent is not None:
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
@@ -321,7 +348,7 @@ class Loop:
         if slot.request is None or incoming is None:
             self._drop(slot)  # an idle connection: the server closed it
             return
-        ended_ns = incoming.last_ns if end == "complete" and incoming.last_ns else self._clock_ns()
+        ended_ns = (incoming.last_ns if end == "complete" else 0) or self._clock_ns()
         unanswered = incoming.received_bytes == 0 and end in ("closed", "reset")
         if unanswered and not slot.fresh:
             self._drop(slot)
@@ -375,7 +402,11 @@ class Loop:
             if connection is None:
                 continue
             if connection.connecting:
-                if now_ns - slot.connect_ns > limits.connect_ns:
+                if now_ns - slot.connect_ns <= limits.connect_ns:
+                    continue
+                if connection.shaking:
+                    self._no_session(slot, f"no TLS session within {limits.connect_ns / 1e9:g} s")
+                else:
                     self._not_connected(slot, connection, f"no connection within {limits.connect_ns / 1e9:g} s")
             elif slot.request is not None and connection.incoming is not None:
                 incoming, waited_ns = connection.incoming, now_ns - slot.begun_ns
