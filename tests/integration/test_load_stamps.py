@@ -9,6 +9,7 @@ import time
 import pytest
 
 from kvgauge.load.drive import Driver
+from kvgauge.load.loop import PAUSE_NS
 from kvgauge.load.offset import NO_STAMP
 from kvgauge.load.receive import PlainReceiver, StampedReceiver, open_receiver
 from kvgauge.plan.records import Cell
@@ -51,9 +52,9 @@ class Server:
         self._listener.close()
 
 
-def offer(parts, *, pause_s, requests=1, **options):
+def offer(parts, *, pause_s, requests=1, exchanges=None, **options):
     """(load, exchanges, when each part left)"""
-    server, exchanges = Server(parts, pause_s), []
+    server, exchanges = Server(parts, pause_s), [] if exchanges is None else exchanges
     cell = Cell(
         name="c", load="single", concurrency=1, requests=requests, output_tokens=3, warmup_requests=0, prompt="Hello"
     )
@@ -125,16 +126,16 @@ def test_a_read_without_a_stamp_has_our_own_and_is_counted():
 
 def test_after_a_step_of_the_clock_no_wrong_moment_is_recorded():
     """The clock itself stays as it is: the driver is shown one that is set by an hour after the first request."""
-    began_ns = time.monotonic_ns()
+    kept, hour_ns = [], 3_600 * 10**9
 
     def stepped_ns():
-        return time.time_ns() + (3_600 * 10**9 if time.monotonic_ns() - began_ns > 0.15e9 else 0)
+        return time.time_ns() + (hour_ns if kept else 0)
 
-    load, exchanges, left = offer(PARTS, pause_s=LATE_S, requests=4, realtime_ns=stepped_ns)
+    load, exchanges, left = offer(PARTS, pause_s=LATE_S, requests=4, exchanges=kept, realtime_ns=stepped_ns)
     assert load.clock_steps == 1
     assert (exchanges[0].stamp_source, exchanges[-1].stamp_source) == ("kernel", "user")
     for at, exchange in enumerate(exchanges):
-        assert all(0 < each < LATE_S * 1e9 for each in lateness_ns(exchange, left[4 * at :]))
+        assert all(0 < each < hour_ns / 2 for each in lateness_ns(exchange, left[4 * at :]))
 
 
 def test_all_moments_of_a_record_are_of_one_clock():
@@ -167,3 +168,13 @@ def test_a_receiver_tells_nothing_there_from_the_end(receiver):
         assert reading.recv()[:2] == (b"abc", 42)
         theirs.close()
         assert reading.recv()[0] == b""
+
+
+@pytest.mark.parametrize("receiver", [PlainReceiver, StampedReceiver])
+def test_a_pause_under_flood_is_made_only_where_the_kernel_stamps(monkeypatch, receiver):
+    paused = []
+    monkeypatch.setattr("kvgauge.load.loop.time.sleep", paused.append)
+    monkeypatch.setattr("kvgauge.load.loop.PASSES_MAX", 1)
+    _, exchanges, _ = offer((HEAD + text("a") * 20_000 + END,), pause_s=0, open_receiver=receiver)
+    assert len(exchanges[0].arrivals_ns) == 20_000
+    assert (PAUSE_NS / 1e9 in paused) == (receiver is StampedReceiver)

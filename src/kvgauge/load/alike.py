@@ -20,23 +20,17 @@ _TEXT = re.compile(rb'"(?:text|content|reasoning_content|reasoning)"\s*:\s*"(' +
 _STRING = re.compile(_CHARS)
 
 Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
-LF = 10
-_SPECIALS: tuple[Callable[[Bytes], npt.NDArray[np.bool_]], ...] = (
-    lambda found: found == ord('"'),
-    lambda found: found == ord("\\"),
-    lambda found: found < ord(" "),
-    lambda found: found >= 0x80,
-)
+LF, SPACE, QUOTE, BACKSLASH = b'\n "\\'
 
 
 class Alike:
     """What the events of one answer have in common."""
 
-    __slots__ = ("_after", "_before", "_poor")
+    __slots__ = ("_after", "_around", "_before", "_poor")
 
     def __init__(self) -> None:
         self._before = self._after = b""
+        self._around = [0, 0, 0]
         self._poor = 0
 
     def learn(self, data: bytes, content_of: Callable[[bytes], str | None]) -> bool:
@@ -50,34 +44,37 @@ class Alike:
             before, after = data[: match.start(1)], data[match.end(1) :]
             if content_of(before + PROBE + after) == PROBE.decode():
                 self._before, self._after = b"data: " + before, after
+                self._around = _specials(self._before + after + b"\n\n")
                 return True
         return False
 
     def run(self, body: bytes, start: int) -> Ints:
         """Where the events end that are like the example, from `start` on up to the first that is not (or a bound)."""
         window = body[start : start + WINDOW_BYTES]
-        found = np.frombuffer(window, dtype=np.uint8)
-        newlines = np.flatnonzero(found == LF)
+        newlines = np.flatnonzero(np.frombuffer(window, dtype=np.uint8) == LF)
         stops = newlines[: len(newlines) & ~1 : 2]  # of each line, should all be one line and a blank one
         starts = np.concatenate(([0], stops[:-1] + 2))
         count = _leading(stops + 1 == newlines[1::2])
         count = min(count, _leading(stops - starts > len(self._before) + len(self._after)))
         count = min(count, _count_equal(window, starts[:count], self._before))
         count = min(count, _count_equal(window, stops[:count] - len(self._after), self._after))
-        if count and not self._all_plain(found[: stops[count - 1] + 2], count):
+        if count and not self._all_plain(window[: stops[count - 1] + 2], count):
             froms, tos = (starts + len(self._before)).tolist(), (stops - len(self._after)).tolist()
             count = _count_strings(window, froms[:count], tos[:count])
         if count < POOR_EVENTS:
             self._poor += 1
         return start + 2 + stops[:count]
 
-    def _all_plain(self, found: Bytes, count: int) -> bool:
+    def _all_plain(self, window: bytes, count: int) -> bool:
         """Whether the texts of these events hold nothing special. What is outside them is known to be `count` times
         the example."""
-        around = np.frombuffer(self._before + self._after + b"\n\n", dtype=np.uint8)
-        return all(
-            np.count_nonzero(special(found)) == count * np.count_nonzero(special(around)) for special in _SPECIALS
-        )
+        return window.isascii() and _specials(window) == [count * times for times in self._around]
+
+
+def _specials(data: bytes) -> list[int]:
+    """How many bytes there are of each kind that ends a plain string or is none of it."""
+    found = np.frombuffer(data, dtype=np.uint8)
+    return [int(np.count_nonzero(special)) for special in (found == QUOTE, found == BACKSLASH, found < SPACE)]
 
 
 def _leading(holds: npt.NDArray[np.bool_]) -> int:
@@ -92,10 +89,10 @@ def _count_equal(window: bytes, starts: Ints, wanted: bytes) -> int:
     length = len(wanted)
     pieces = np.ndarray((len(window) - length + 1,), dtype=f"V{length}", buffer=window, strides=(1,))
     there = pieces[starts].tobytes()
-    if there == wanted * len(starts):
+    alike = wanted * len(starts)
+    if there == alike:
         return len(starts)
-    same = np.frombuffer(there, dtype=np.uint8).reshape(-1, length) == np.frombuffer(wanted, dtype=np.uint8)
-    return _leading(same.all(axis=1))
+    return _leading(np.frombuffer(there, dtype=np.uint8) == np.frombuffer(alike, dtype=np.uint8)) // length
 
 
 def _count_strings(window: bytes, froms: list[int], tos: list[int]) -> int:

@@ -7,8 +7,8 @@ chunks, where the server sends it: one chunk may carry several tokens.
 Our own target adds `"kvgauge": {"request_id": ..., "phases": {...}}` to its last chunk; see docs/samples.md.
 """
 
+from array import array
 from bisect import bisect_left
-from operator import eq
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -123,7 +123,7 @@ class _Reading:
     __slots__ = ("done", "phases", "problem", "reads", "request_id", "usage")
 
     def __init__(self) -> None:
-        self.reads: list[int] = []
+        self.reads = array("q")
         self.done = False
         self.usage: _Usage | None = None
         self.request_id: str | None = None
@@ -173,7 +173,6 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
         (_read_events if streamed else _read_whole)(answer, reading)
     failure, detail = _judge(answer, reading)
     usage, stamps = reading.usage, _stamps(answer, reading.reads)
-    arrivals_ns = stamps.arrivals_ns
     counted = usage is not None and usage.completion_tokens is not None
     return Exchange(
         seq=asked.seq,
@@ -187,17 +186,17 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
         stamp_source=stamps.source,
         due_ns=asked.due_ns,
         sent_ns=asked.sent_ns,
-        arrivals_ns=tuple(arrivals_ns),
+        arrivals_ns=stamps.arrivals_ns,
         done_ns=answer.ended_ns,
         tokens_in=usage.prompt_tokens if usage else None,
-        tokens_out=(usage and usage.completion_tokens) or 0 if counted else len(arrivals_ns),
+        tokens_out=(usage and usage.completion_tokens) or 0 if counted else len(stamps.arrivals_ns),
         tokens_source="usage" if counted else "events",
         status=answer.status,
         failure=failure,
         detail=one_line(detail) if detail else None,
         request_id=one_line(reading.request_id) if reading.request_id else None,
         phases=reading.phases,
-        arrivals_shared=sum(map(eq, arrivals_ns, arrivals_ns[1:])),
+        arrivals_shared=stamps.shared,
         arrivals_user=stamps.user,
         lag_ns_max=stamps.lag_ns_max,
         lag_ns_mean=stamps.lag_ns_mean,
@@ -225,7 +224,7 @@ def _read_events(answer: Answer, reading: _Reading) -> None:
         if last is not None and not last.name and alike.learn(last.data, _content_of):
             run = alike.run(body, at)
             if len(run):
-                reading.reads += np.searchsorted(ends, run).tolist()
+                reading.reads.frombytes(np.searchsorted(ends, run).astype(np.int64, copy=False).tobytes())
                 skipped += int(run[-1]) - at
                 at = int(run[-1])
     if splitter.overlong:
@@ -258,26 +257,33 @@ def _read_whole(answer: Answer, reading: _Reading) -> None:
 
 
 class _Stamps(NamedTuple):
-    arrivals_ns: list[int]
+    arrivals_ns: tuple[int, ...]
+    shared: int
     source: StampSource
     user: int
     lag_ns_max: int | None
     lag_ns_mean: int | None
 
 
-def _stamps(answer: Answer, reads: list[int]) -> _Stamps:
+def _stamps(answer: Answer, reads: "array[int]") -> _Stamps:
     """The content's stamps, whose they are, and how late those reads were; of all reads, when no content came."""
-    at = np.array(reads, dtype=np.int64)
+    at = np.frombuffer(reads, dtype=np.int64)
     stamps_ns = np.array(answer.stamps_ns, dtype=np.int64)
     lags_ns = np.array(answer.read_ns, dtype=np.int64) - stamps_ns
-    arrivals_ns: list[int] = stamps_ns[at].tolist()
-    counted = lags_ns[np.unique(at)] if reads else lags_ns
-    late = counted[counted > 0]
+    arrivals_ns = stamps_ns[at]
+    shared = int(np.count_nonzero(arrivals_ns[1:] == arrivals_ns[:-1]))
     user = int(np.count_nonzero(lags_ns[at] == 0))
-    if not len(late):
-        return _Stamps(arrivals_ns, "user", user, None, None)
-    source: StampSource = "kernel" if len(late) == len(counted) else "mixed"
-    return _Stamps(arrivals_ns, source, user, int(late.max()), int(late.sum()) // len(late))
+    counted = lags_ns[np.concatenate((at[:1], at[1:][at[1:] != at[:-1]]))] if reads else lags_ns
+    late = counted[counted > 0]
+    source: StampSource = "user" if not len(late) else "kernel" if len(late) == len(counted) else "mixed"
+    return _Stamps(
+        arrivals_ns=tuple(arrivals_ns.tolist()),
+        shared=shared,
+        source=source,
+        user=user,
+        lag_ns_max=int(late.max()) if len(late) else None,
+        lag_ns_mean=int(late.sum()) // len(late) if len(late) else None,
+    )
 
 
 def _judge(answer: Answer, reading: _Reading) -> tuple[str | None, str | None]:

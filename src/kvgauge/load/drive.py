@@ -38,7 +38,7 @@ from kvgauge.samples.records import Clock, Exchange
 
 MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
 TICK_NS = 100_000_000
-OVERDUE_NS = 900_000_000  # answers and ticks that waited this long for an idle moment are not put off again
+OVERDUE_NS = 900_000_000  # ticks and answers that waited this long for an idle moment are not put off again
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
 CONNECT_S, STALL_S = 5.0, 30.0
@@ -385,9 +385,11 @@ class _CellWork:
             self._tick()
 
     def _catch_up(self, now_ns: int) -> None:
-        """Sockets never rest: read as many answers as ended, once the oldest has waited too long."""
-        if self._unread and now_ns - self._unread[0].ended_ns > OVERDUE_NS:
-            for _ in range(min(max(1, self._unread_new), len(self._unread))):
+        """Sockets do not rest: read one answer, which delays the next read by no more than it takes; as many as have
+        ended since, once the oldest has waited too long."""
+        if self._unread:
+            overdue = now_ns - self._unread[0].ended_ns > OVERDUE_NS
+            for _ in range(min(max(1, self._unread_new if overdue else 1), len(self._unread))):
                 self._read_one()
         self._unread_new = 0
         if self._tick is not None and now_ns - self._tick_ns > OVERDUE_NS:

@@ -5,6 +5,7 @@ a ready socket, then what is due, then (only when no socket is ready) the work t
 
 import heapq
 import select
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from kvgauge.load.stream import Connection, End, Incoming
 from kvgauge.load.tls import Session, TlsFailed, context_of
 
 CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
+PASSES_MAX = 16  # so often in a row sockets may be ready before they count as restless
+PAUSE_NS = 200_000
 SPIN_NS = 1_000_000  # epoll waits in whole milliseconds: what is due sooner is waited for by asking again at once
 CUT_OF: dict[End, Cut | None] = {
     "complete": None,
@@ -67,7 +70,10 @@ class Work(Protocol):
         """Keep this; it must not take time."""
 
     def idle(self, now_ns: int, *, ready: bool) -> bool:
-        """Do one small piece of background work, none but what is overdue when sockets were ready. True: more waits."""
+        """Do one small piece of background work; ready: sockets do not rest, so only what must not pile up.
+
+        returns  whether more waits
+        """
 
     def stop(self) -> bool:
         """True ends the load."""
@@ -110,6 +116,7 @@ class Loop:
         self._by_fd: dict[int, _Slot] = {}
         self._closed_fds: set[int] = set()  # closed in this pass: what epoll said of them no longer holds
         self._address_at = 0  # the address that worked last
+        self._stamped = False  # by the kernel, as far as the last connection goes
         self._due: list[Due] = []
         self._busy = 0
         self._arrivals: Arrivals | None = None
@@ -141,7 +148,7 @@ class Loop:
         going_on = True
         self._due = arrivals.first()
         heapq.heapify(self._due)
-        check_ns, more = 0, True
+        check_ns, more, restless = 0, True, False
         try:
             while self._busy or self._due:
                 now_ns = self._clock_ns()
@@ -157,8 +164,13 @@ class Loop:
                     check_ns = now_ns + CHECK_NS
                 if self._due:
                     self._start_due()
-                ready = self._pass(0 if more else self._wait_ns(check_ns))
+                ready, passes = self._pass(0 if more else self._wait_ns(check_ns)), 1
+                while ready and passes < (2 if restless else PASSES_MAX):
+                    ready, passes = self._pass(0), passes + 1
+                restless = ready
                 more = work.idle(self._clock_ns(), ready=ready)
+                if restless:
+                    self._pause()
         finally:
             self._abandon()
         return True
@@ -174,6 +186,14 @@ class Loop:
             self._drop(slot)
         self._epoll.close()
 
+    def _pause(self) -> None:
+        """Sockets do not rest: let some more come, so that a read brings more for what it costs.
+
+        Not where arrivals would be stamped late by it, and not past what is due.
+        """
+        if self._stamped and (not self._due or self._due[0].due_ns - self._clock_ns() > 2 * PAUSE_NS):
+            time.sleep(PAUSE_NS / 1e9)
+
     def _wait_ns(self, check_ns: int) -> int:
         until_ns = min(check_ns, self._due[0].due_ns - SPIN_NS) if self._due else check_ns
         return until_ns - self._clock_ns()
@@ -182,15 +202,16 @@ class Loop:
         """Wait for sockets to be ready and serve them. True when any was."""
         ready = self._epoll.poll(wait_ns / 1e9 if wait_ns > 0 else 0)
         self._closed_fds.clear()
+        closed_fds = self._closed_fds
         for fd, mask in ready:
-            if fd in self._closed_fds:
+            if closed_fds and fd in closed_fds:
                 continue
             slot = self._by_fd[fd]
             connection = slot.connection
             assert connection is not None, "an fd in _by_fd belongs to its slot's connection"
             if connection.connecting:
                 self._advance(slot, connection)
-            elif mask & select.EPOLLOUT and connection.unsent is not None:
+            elif connection.unsent is not None and mask & select.EPOLLOUT:
                 self._offer(slot, connection)
             else:
                 end = connection.read()
@@ -306,7 +327,7 @@ class Loop:
         if not usable:
             self._epoll.modify(connection.fd, select.EPOLLIN if connection.unsent is None else select.EPOLLOUT)
             return
-        self._address_at = connection.address_at
+        self._address_at, self._stamped = connection.address_at, connection.stamped
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if slot.request is not None:
             self._ask(slot, connection)

@@ -13,6 +13,10 @@ ANCILLARY_BYTES = socket.CMSG_SPACE(STAMP_BYTES)
 
 
 class Receiver(Protocol):
+    """stamped: arrivals have the kernel's stamp, so that reading later does not falsify them."""
+
+    stamped: bool
+
     def recv(self) -> tuple[bytes, int, bytes]:
         """What is there: (bytes, when they were read, the kernel's stamp); no bytes at the end of the stream.
 
@@ -29,10 +33,11 @@ OpenReceiver = Callable[[socket.socket, Callable[[], int]], Receiver]
 class PlainReceiver:
     """recv, then read the clock before anything else."""
 
-    __slots__ = ("_clock_ns", "_recv")
+    __slots__ = ("_clock_ns", "_recv", "stamped")
 
     def __init__(self, sock: socket.socket, clock_ns: Callable[[], int]) -> None:
         self._recv, self._clock_ns = sock.recv, clock_ns
+        self.stamped = False
 
     def recv(self) -> tuple[bytes, int, bytes]:
         data = self._recv(READ_BYTES)
@@ -48,11 +53,12 @@ class StampedReceiver:
     raises  OSError where the kernel knows no such stamp
     """
 
-    __slots__ = ("_clock_ns", "_recvmsg")
+    __slots__ = ("_clock_ns", "_recvmsg", "stamped")
 
     def __init__(self, sock: socket.socket, clock_ns: Callable[[], int]) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._recvmsg, self._clock_ns = sock.recvmsg, clock_ns
+        self.stamped = True
 
     def recv(self) -> tuple[bytes, int, bytes]:
         data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)

@@ -226,6 +226,11 @@ class Connection:
             self._sock.close()
             raise
 
+    @property
+    def stamped(self) -> bool:
+        """Whether the kernel stamps what arrives."""
+        return self._receiver.stamped
+
     def advance(self) -> bool:
         """Call when the socket is ready while `connecting`. True when a request can be sent.
 
