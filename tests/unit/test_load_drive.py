@@ -2,10 +2,10 @@ import pytest
 
 from kvgauge.failures import LoadError
 from kvgauge.load.drive import Driver, _CellWork
-from kvgauge.load.loop import Ended
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
 from kvgauge.load.site import site_of
+from kvgauge.load.work import Ended
 from kvgauge.plan.records import Cell
 
 CELL = Cell(name="c", load="closed", concurrency=4, requests=10, output_tokens=2, warmup_requests=0, prompt="Hello")

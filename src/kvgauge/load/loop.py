@@ -1,15 +1,13 @@
 """One thread, one epoll, many requests under way. Everything here is ordered by what must not wait:
 
-a ready socket, then what is due, then (only when no socket is ready) the work that `Work.idle` does in small pieces.
+a ready socket, then what is due, then (when no socket is ready, or sockets have not rested for a while) the work that
+`Work.idle` does in small pieces.
 """
 
 import heapq
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
-
-import msgspec
 
 from kvgauge.load.answers import Cut
 from kvgauge.load.arrivals import Arrivals, Due
@@ -18,6 +16,7 @@ from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
 from kvgauge.load.stream import Connection, End, Incoming
 from kvgauge.load.tls import Session, TlsFailed, context_of
+from kvgauge.load.work import Ended, Limits, Work
 
 CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
 PASSES_MAX = 16  # so often in a row sockets may be ready before they count as restless
@@ -30,56 +29,6 @@ CUT_OF: dict[End, Cut | None] = {
     "malformed": "malformed",
     "tls": "tls",
 }
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long anything may take. first_token_ns: to the first byte of the body; stall_ns: from one read to the next;
-    request_ns: from the moment we begin to send to the end."""
-
-    connect_ns: int
-    first_token_ns: int
-    stall_ns: int
-    request_ns: int
-
-
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is over, well or not. sent_ns: None when it never left. fresh: its connection was made for it."""
-
-    slot: int
-    seq: int
-    due_ns: int
-    begun_ns: int
-    sent_ns: int | None
-    ended_ns: int
-    incoming: Incoming | None
-    cut: Cut | None
-    detail: str | None
-    fresh: bool = False
-
-
-class Work(Protocol):
-    """What the loop asks of its owner."""
-
-    def next_request(self) -> tuple[int, bytes]:
-        """The number and the bytes of the next request, in the order they are sent."""
-
-    def skip(self) -> int:
-        """The number of the next request, which will not be sent."""
-
-    def over(self, ended: Ended) -> None:
-        """Keep this; it must not take time."""
-
-    def idle(self, now_ns: int, *, ready: bool) -> bool:
-        """Do one small piece of background work; ready: sockets do not rest, so only what must not pile up.
-
-        returns  whether more waits
-        """
-
-    def stop(self) -> bool:
-        """True ends the load."""
-
-    def enough(self) -> bool:
-        """True lets nothing more become due; what is due and what is under way goes on to its end."""
 
 
 class _Slot:
