@@ -18,7 +18,8 @@ import msgspec
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
-from kvgauge.load.drive import CellLoad, Driver
+from kvgauge.load.drive import Driver
+from kvgauge.load.tally import CellLoad
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Expect, Plan, Run
 from kvgauge.plan.trace import TraceRequest

@@ -156,7 +156,7 @@ def test_an_ordinary_stream_becomes_an_ordinary_exchange():
     assert (exchange.failure, exchange.status, exchange.tokens_in, exchange.tokens_out) == (None, 200, 3, 2)
     assert exchange.due_ns <= exchange.sent_ns < exchange.arrivals_ns[0] <= exchange.arrivals_ns[1] <= exchange.done_ns
     assert (exchange.host, exchange.run_id, exchange.cell, exchange.request_id) == ("here", "r", "c", "cmpl-1")
-    assert (exchange.clock, exchange.stamp_source) == ("monotonic", "user")
+    assert (exchange.clock, exchange.stamp_source) == ("monotonic", "kernel")
 
 
 def test_arrivals_are_stamped_when_they_arrive_and_not_when_they_are_read():
@@ -209,7 +209,9 @@ def test_closed_loop_keeps_its_slots_busy_and_its_connections_open():
     for slot in range(4):
         mine = sorted((each for each in measured if each.slot == slot), key=lambda each: each.seq)
         for before, after in itertools.pairwise(mine):
-            assert after.due_ns == before.done_ns
+            assert before.done_ns <= after.due_ns <= after.sent_ns, (
+                "due when its end was read, which is after it arrived"
+            )
 
 
 def test_a_wave_starts_when_the_wave_before_it_has_ended():
@@ -218,7 +220,7 @@ def test_a_wave_starts_when_the_wave_before_it_has_ended():
     waves = [exchanges[0:4], exchanges[4:8], exchanges[8:9]]
     for wave, following in itertools.pairwise(waves):
         assert len({each.due_ns for each in wave}) == 1
-        assert following[0].due_ns == max(each.done_ns for each in wave)
+        assert following[0].due_ns >= max(each.done_ns for each in wave)
 
 
 def test_single_has_one_request_under_way():

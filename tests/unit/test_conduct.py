@@ -11,7 +11,7 @@ from kvgauge import conduct, resume
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import BuildError, SamplesError, TargetError
-from kvgauge.load.drive import CellLoad
+from kvgauge.load.tally import CellLoad
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Plan, Primary
 from kvgauge.report.results import read

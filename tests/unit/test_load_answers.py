@@ -21,7 +21,7 @@ DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
 
 
-def read(*reads, status=200, content_type="text/event-stream", cut=None, detail=None):
+def read(*reads, status=200, content_type="text/event-stream", cut=None, detail=None, lag_ns=0):
     """Each of `reads` is what one read brought; their stamps are 1000, 2000, ..."""
     ends = [len(b"".join(reads[: at + 1])) for at in range(len(reads))]
     answer = Answer(
@@ -30,7 +30,7 @@ def read(*reads, status=200, content_type="text/event-stream", cut=None, detail=
         body=b"".join(reads),
         stamps_ns=[1_000 * (at + 1) for at in range(len(reads))],
         ends=ends,
-        stamp_source="user",
+        read_ns=[1_000 * (at + 1) + lag_ns for at in range(len(reads))],
         ended_ns=99_000,
         cut=cut,
         detail=detail,
@@ -43,6 +43,10 @@ def test_content_is_stamped_with_the_read_that_made_its_event_whole():
     exchange = read(one[:5], one[5:] + chunk("b"), chunk("c")[:-1], b"\n" + USAGE + DONE)
     assert exchange.arrivals_ns == (2_000, 2_000, 4_000)
     assert (exchange.failure, exchange.done_ns, exchange.ttft_ns, exchange.e2e_ns) == (None, 99_000, 1_900, 3_900)
+
+
+def test_an_error_field_that_is_null_is_no_error():
+    assert read(chunk("a", error=None), chunk("b", error=None), DONE).failure is None
 
 
 def test_tokens_are_counted_from_usage_and_not_from_chunks():

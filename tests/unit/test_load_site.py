@@ -27,7 +27,6 @@ def test_a_request_is_whole_http():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("https://example.test", "TLS comes with the next version"),
         ("ftp://example.test", "not an http URL"),
         ("127.0.0.1:8000", "not an http URL"),
         ("http://", "not an http URL"),

@@ -1,11 +1,10 @@
-import socket
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgauge.load import stream
-from kvgauge.load.stream import Incoming, PlainReceiver
+from kvgauge.load.offset import RealtimeOffset
+from kvgauge.load.stream import Incoming
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 WIRE = HEAD + b"3\r\nabc\r\n5;x=y\r\ndefgh\r\n0\r\nTrailer: t\r\n\r\n"
@@ -14,15 +13,15 @@ WIRE = HEAD + b"3\r\nabc\r\n5;x=y\r\ndefgh\r\n0\r\nTrailer: t\r\n\r\n"
 def take(wire, step, *, close=False):
     incoming = Incoming()
     for at in range(0, len(wire), step):
-        if incoming.take(wire[at : at + step], at + step, "user"):
+        if incoming.take(wire[at : at + step], at + step):
             return incoming
     if close:
-        incoming.take(b"", 0, "user")
+        incoming.take(b"", 0)
     return incoming
 
 
 def answer_of(incoming):
-    return incoming.answer(ended_ns=0, cut=None, detail=None)
+    return incoming.answer(RealtimeOffset(lambda: 0, lambda: 0), ended_ns=0, cut=None, detail=None)
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 10_000])
@@ -35,11 +34,11 @@ def test_the_body_does_not_depend_on_where_the_network_cut_it(step):
     assert len(answer.ends) == len(answer.stamps_ns)
 
 
-def test_each_read_that_brought_body_bytes_has_a_stamp_and_an_offset():
+def test_each_read_has_a_stamp_and_an_offset():
     answer = answer_of(take(WIRE, 1))
-    assert answer.ends == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert answer.stamps_ns == sorted(set(answer.stamps_ns))
-    assert answer.stamps_ns[0] == len(HEAD) + 4
+    assert sorted(set(answer.ends)) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert answer.stamps_ns == answer.read_ns == list(range(1, len(WIRE) + 1))
+    assert answer.stamps_ns[answer.ends.index(1)] == len(HEAD) + 4
 
 
 @pytest.mark.parametrize("extra", [b"garbage", WIRE])
@@ -84,13 +83,6 @@ def test_an_endless_answer_is_given_up(monkeypatch):
     incoming = take(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5_000, 100)
     assert incoming.end == "malformed"
     assert incoming.received_bytes < 1_200
-
-
-def test_a_receiver_stamps_after_its_read():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.send(b"abc")
-        assert PlainReceiver(ours, lambda: 42).recv() == (b"abc", 42, "monotonic", "user")
 
 
 @settings(max_examples=300, deadline=None)

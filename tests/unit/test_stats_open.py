@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kvgauge.evidence import proof
-from kvgauge.load.drive import CellLoad, OpenOffer
+from kvgauge.load.tally import CellLoad, OpenOffer
 from kvgauge.plan.records import Until
 from kvgauge.plan.trace import parse, summary
 from kvgauge.samples.records import Exchange

@@ -29,8 +29,8 @@ ORDER = (
     ("cli", "__main__"),
 )
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
-        "evidence.ucx", "evidence.proof", "load.sse", "load.answers", "load.arrivals", "load.prompts",
-        "load.schedules", "load.open",
+        "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
+        "load.prompts", "load.schedules", "load.open", "load.tally",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}

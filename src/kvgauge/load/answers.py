@@ -7,11 +7,14 @@ chunks, where the server sends it: one chunk may carry several tokens.
 Our own target adds `"kvgauge": {"request_id": ..., "phases": {...}}` to its last chunk; see docs/samples.md.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from array import array
+from bisect import bisect_left
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
+from kvgauge.load.alike import Alike
 from kvgauge.load.sse import EventSplitter
 from kvgauge.samples.records import Clock, Exchange, Phases, StampSource
 
@@ -33,6 +36,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     worker: int
     host: str
     clock: Clock
+    tls: Literal["verified", "unverified"] | None = None
     due_ns: int
     sent_ns: int
 
@@ -41,7 +45,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What came back.
 
     status     None when no status line came
-    stamps_ns  one for each read that brought bytes of the body
+    stamps_ns  one for each read: when its last segment arrived
+    read_ns    when each read returned; the same as its stamp where the kernel gave none
     ends       bytes of the body received with that read and all before it; as long as stamps_ns
     cut        why we or the network ended it before its HTTP message was whole; None when it was whole
     """
@@ -50,8 +55,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     body: bytes
     stamps_ns: list[int]
+    read_ns: list[int]
     ends: list[int]
-    stamp_source: StampSource
     ended_ns: int
     cut: Cut | None = None
     detail: str | None = None
@@ -110,37 +115,42 @@ UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError)  # ValueError: b
 
 
 class _Reading:
-    """What the body said, so far as it could be read; `problem` is the first thing wrong with it."""
+    """What the body said, so far as it could be read; `problem` is the first thing wrong with it.
 
-    __slots__ = ("arrivals_ns", "done", "phases", "problem", "request_id", "usage")
+    reads  for each content event the number of the read that made it whole
+    """
+
+    __slots__ = ("done", "phases", "problem", "reads", "request_id", "usage")
 
     def __init__(self) -> None:
-        self.arrivals_ns: list[int] = []
+        self.reads = array("q")
         self.done = False
         self.usage: _Usage | None = None
         self.request_id: str | None = None
         self.phases: Phases | None = None
         self.problem: tuple[str, str] | None = None
 
-    def chunk(self, data: bytes, at_ns: int, name: bytes = b"") -> None:
-        """Take in one JSON chunk, which was whole at `at_ns`."""
+    def chunk(self, data: bytes, read: int, name: bytes = b"") -> bool:
+        """Take in one JSON chunk, which was whole after this read. True: it held content."""
         try:
             chunk = _chunk(data)
         except UNREADABLE as error:
             kind = "error_event" if name == b"error" else "malformed"
             self.problem = (kind, f"{error}: {_excerpt(data)}" if kind == "malformed" else _excerpt(data))
-            return
-        if name == b"error" or (chunk.error and chunk.error != b"null"):
+            return False
+        if name == b"error" or (chunk.error and bytes(chunk.error) != b"null"):
             self.problem = ("error_event", error_message(data))
-            return
-        if chunk.choices and chunk.choices[0].has_content():
-            self.arrivals_ns.append(at_ns)
+            return False
+        has_content = bool(chunk.choices and chunk.choices[0].has_content())
+        if has_content:
+            self.reads.append(read)
         if chunk.usage is not None:
             self.usage = chunk.usage
         if chunk.id and self.request_id is None:
             self.request_id = chunk.id[:DETAIL_CHARS_MAX]
         if chunk.kvgauge:
             self._extend(chunk.kvgauge)
+        return has_content
 
     def _extend(self, raw: msgspec.Raw) -> None:
         try:
@@ -162,7 +172,7 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
         )
         (_read_events if streamed else _read_whole)(answer, reading)
     failure, detail = _judge(answer, reading)
-    usage = reading.usage
+    usage, stamps = reading.usage, _stamps(answer, reading.reads)
     counted = usage is not None and usage.completion_tokens is not None
     return Exchange(
         seq=asked.seq,
@@ -173,32 +183,50 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
         worker=asked.worker,
         host=asked.host,
         clock=asked.clock,
-        stamp_source=answer.stamp_source,
+        stamp_source=stamps.source,
         due_ns=asked.due_ns,
         sent_ns=asked.sent_ns,
-        arrivals_ns=tuple(reading.arrivals_ns),
+        arrivals_ns=stamps.arrivals_ns,
         done_ns=answer.ended_ns,
         tokens_in=usage.prompt_tokens if usage else None,
-        tokens_out=(usage and usage.completion_tokens) or 0 if counted else len(reading.arrivals_ns),
+        tokens_out=(usage and usage.completion_tokens) or 0 if counted else len(stamps.arrivals_ns),
         tokens_source="usage" if counted else "events",
         status=answer.status,
         failure=failure,
         detail=one_line(detail) if detail else None,
         request_id=one_line(reading.request_id) if reading.request_id else None,
         phases=reading.phases,
+        arrivals_shared=stamps.shared,
+        arrivals_user=stamps.user,
+        lag_ns_max=stamps.lag_ns_max,
+        lag_ns_mean=stamps.lag_ns_mean,
+        tls=asked.tls,
     )
 
 
 def _read_events(answer: Answer, reading: _Reading) -> None:
-    splitter = EventSplitter()
-    stamp_at = _stamps(answer)
-    for data, name, end in splitter.feed(answer.body):
-        if data == b"[DONE]":
-            reading.done = True
-            return
-        reading.chunk(data, stamp_at(end), name)
-        if reading.problem:
-            return
+    """Event by event; those that differ from the last in their text only are read many at a time."""
+    body, ends = answer.body, answer.ends
+    splitter, alike, at, skipped = EventSplitter(), Alike(), 0, 0
+    while at < len(body):
+        stop = body.find(b"\n\n", at) + 2  # wherever it comes, the event there is whole: what follows stands alone
+        stop = stop if stop > 1 else len(body)
+        last = None
+        for event in splitter.feed(body[at:stop]):
+            if event.data == b"[DONE]":
+                reading.done = True
+                return
+            read = bisect_left(ends, skipped + event.end)
+            last = event if reading.chunk(event.data, read, event.name) else None
+            if reading.problem:
+                return
+        at = stop
+        if last is not None and not last.name and alike.learn(last.data, _content_of):
+            run = alike.run(body, at)
+            if len(run):
+                reading.reads.frombytes(np.searchsorted(ends, run).astype(np.int64, copy=False).tobytes())
+                skipped += int(run[-1]) - at
+                at = int(run[-1])
     if splitter.overlong:
         reading.problem = ("malformed", "an event larger than 1 MiB")
         return
@@ -206,25 +234,56 @@ def _read_events(answer: Answer, reading: _Reading) -> None:
     reading.done = left is not None and left.data == b"[DONE]"
 
 
+def _content_of(data: bytes) -> str | None:
+    """The text of a chunk that holds content and, but for its id, nothing else that is looked at; else None."""
+    try:
+        chunk = _chunk(data)
+    except UNREADABLE:
+        return None
+    if not chunk.choices or chunk.usage is not None or bytes(chunk.error) not in (b"", b"null") or chunk.kvgauge:
+        return None
+    choice = chunk.choices[0]
+    said = choice.delta or choice.message
+    texts = [choice.text, *((said.content, said.reasoning_content, said.reasoning) if said else ())]
+    held = [text for text in texts if text]
+    return held[0] if len(held) == 1 else None
+
+
 def _read_whole(answer: Answer, reading: _Reading) -> None:
     """A body of one JSON object: its content arrived when its last byte did."""
     if answer.cut is None:
-        reading.chunk(answer.body, answer.stamps_ns[-1])
+        reading.chunk(answer.body, bisect_left(answer.ends, len(answer.body)))
         reading.done = True
 
 
-def _stamps(answer: Answer) -> Callable[[int], int]:
-    """A function from an offset in the body to the stamp of the read that brought it; offsets must not fall."""
-    reads: Iterator[tuple[int, int]] = iter(zip(answer.ends, answer.stamps_ns, strict=True))
-    reached, stamp_ns = next(reads)
+class _Stamps(NamedTuple):
+    arrivals_ns: tuple[int, ...]
+    shared: int
+    source: StampSource
+    user: int
+    lag_ns_max: int | None
+    lag_ns_mean: int | None
 
-    def stamp_at(offset: int) -> int:
-        nonlocal reached, stamp_ns
-        while reached < offset:
-            reached, stamp_ns = next(reads)
-        return stamp_ns
 
-    return stamp_at
+def _stamps(answer: Answer, reads: "array[int]") -> _Stamps:
+    """The content's stamps, whose they are, and how late those reads were; of all reads, when no content came."""
+    at = np.frombuffer(reads, dtype=np.int64)
+    stamps_ns = np.array(answer.stamps_ns, dtype=np.int64)
+    lags_ns = np.array(answer.read_ns, dtype=np.int64) - stamps_ns
+    arrivals_ns = stamps_ns[at]
+    shared = int(np.count_nonzero(arrivals_ns[1:] == arrivals_ns[:-1]))
+    user = int(np.count_nonzero(lags_ns[at] == 0))
+    counted = lags_ns[np.concatenate((at[:1], at[1:][at[1:] != at[:-1]]))] if reads else lags_ns
+    late = counted[counted > 0]
+    source: StampSource = "user" if not len(late) else "kernel" if len(late) == len(counted) else "mixed"
+    return _Stamps(
+        arrivals_ns=tuple(arrivals_ns.tolist()),
+        shared=shared,
+        source=source,
+        user=user,
+        lag_ns_max=int(late.max()) if len(late) else None,
+        lag_ns_mean=int(late.sum()) // len(late) if len(late) else None,
+    )
 
 
 def _judge(answer: Answer, reading: _Reading) -> tuple[str | None, str | None]:
@@ -239,13 +298,13 @@ def _judge(answer: Answer, reading: _Reading) -> tuple[str | None, str | None]:
         return "status", f"HTTP {answer.status}: {said}" if said else f"HTTP {answer.status}, without a message"
     if reading.problem:
         return reading.problem
-    if reading.done and (cut is None or cut == "truncated") and reading.arrivals_ns:
+    if reading.done and (cut is None or cut == "truncated") and reading.reads:
         return None, detail
     if cut is not None:
-        waiting = cut in ("timeout", "stall") and not reading.arrivals_ns
+        waiting = cut in ("timeout", "stall") and not reading.reads
         return ("no_first_token" if waiting else cut), detail
     if not reading.done:
-        return "truncated", f"the stream ended without [DONE], after {len(reading.arrivals_ns)} content events"
+        return "truncated", f"the stream ended without [DONE], after {len(reading.reads)} content events"
     return "no_first_token", "the answer ended as it should, but held no text"
 
 

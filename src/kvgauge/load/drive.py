@@ -22,19 +22,25 @@ import msgspec
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import Asked, read_answer
 from kvgauge.load.arrivals import Arrivals, arrivals_of
-from kvgauge.load.loop import Ended, Limits, Loop
+from kvgauge.load.loop import Loop
+from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Api, Bodies
+from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
-from kvgauge.load.stream import Incoming, OpenReceiver, PlainReceiver
+from kvgauge.load.stream import Incoming
+from kvgauge.load.tally import CellLoad, Tally
+from kvgauge.load.tls import Tls
+from kvgauge.load.work import Ended, Limits
 from kvgauge.plan.records import Cell
 from kvgauge.plan.trace import TraceRequest
 from kvgauge.samples.records import Clock, Exchange
 
+MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
 TICK_NS = 100_000_000
-OVERDUE_NS = 900_000_000  # answers and ticks that waited this long for an idle moment are not put off again
+OVERDUE_NS = 900_000_000  # ticks and answers that waited this long for an idle moment are not put off again
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
 CONNECT_S, STALL_S = 5.0, 30.0
@@ -45,71 +51,20 @@ DESCRIPTORS_LEFT = 64  # for files and whatever else this process opens
 PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
-class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
-    """How an open load went.
-
-    slots         how many requests could be under way: the cell's limit, or what file descriptors allow
-    queued        requests that were due while that many were under way, and waited
-    given_up      requests never sent: more waited than may
-    due_span_ns   from the first due time to the last
-    sent_span_ns  from the first sent to the last; None when none was
-    own_late_ns_* from when a request was due and a slot free to when we began to send it: this client's own part
-    """
-
-    slots: int
-    under_way_max: int
-    queued: int
-    given_up: int
-    due_span_ns: int
-    sent_span_ns: int | None
-    own_late_ns_mean: float
-    own_late_ns_max: int
-
-
-class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """How one cell was offered. Measured requests only; times are of `clock` on the sending host.
-
-    started_ns   the first due time; None when nothing was offered
-    ended_ns     the last arrival of content; the last end when none brought content
-    offered      requests begun; completed and failed add up to it
-    cpu_s        processor seconds of this process, decoding included, from first due to the last Exchange handed over
-    late_ns_max  sent - due, over the requests that were sent: how late we were; None when none was
-    stagger_ns   over which the slots of a closed loop began
-    interrupted  `stop` ended it early
-    enough       `enough` ended it
-    new_connections  requests whose connection was made for them, so that their latency holds its set-up
-    open         of an open load only
-    """
-
-    cell: str
-    clock: Clock
-    started_ns: int | None
-    ended_ns: int | None
-    offered: int
-    completed: int
-    failed: int
-    warmups: int
-    cpu_s: float
-    late_ns_max: int | None
-    late_ns_mean: float | None
-    stagger_ns: int
-    interrupted: bool
-    enough: bool = False
-    new_connections: int = 0
-    open: OpenOffer | None = None
-
-
 class Driver:
     """Sends requests from this process, over connections that it keeps from cell to cell.
 
-    url                  http://HOST:PORT, with or without a path; its host is looked up here, once
+    url                  http://HOST:PORT or https://, with or without a path; its host is looked up here, once
+    tls                  how an https server's certificate is checked; None: against the system's authorities
+    realtime_ns          the clock of the kernel's stamps, which become moments of clock_ns: every moment of a record
+                         is of that one
     host                 name of this host, for the records
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
                          (from the warm-up, else from an earlier cell of the same shape), at most 2 s, and less when
                          a slot has few requests: the first must not be done before the last begins
-    raises               LoadError for a URL that cannot be used
+    raises               LoadError for a URL or a CA file that cannot be used
     """
 
     def __init__(
@@ -118,7 +73,9 @@ class Driver:
         model: str,
         *,
         host: str,
+        tls: Tls | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        realtime_ns: Callable[[], int] = time.time_ns,
         request_timeout_s: float = 120,
         first_token_timeout_s: float | None = None,
         stall_timeout_s: float = STALL_S,
@@ -128,13 +85,13 @@ class Driver:
         stream: bool = True,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
-        open_receiver: OpenReceiver = PlainReceiver,
+        open_receiver: OpenReceiver = open_receiver,
     ) -> None:
         if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
             raise LoadError("every timeout must be above 0 s")
-        self._site: Site = site_of(url)
+        self._site: Site = site_of(url, tls)
         self._model, self._host, self._worker = model, host, worker
-        self._clock_ns = clock_ns
+        self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
         self._clock: Clock = "monotonic"
         self._api, self._stream, self._token_ids = api, stream, token_ids
         self._stagger_s = stagger_s
@@ -194,8 +151,17 @@ class Driver:
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
         work = _CellWork(
-            self._site, PATHS[self._api], bodies, template, on_exchange=on_exchange, tick=tick, stop=stop, slots=ahead
+            self._site,
+            PATHS[self._api],
+            bodies,
+            template,
+            on_exchange=on_exchange,
+            tick=tick,
+            stop=stop,
+            slots=ahead,
+            offset=self._offset,
         )
+        steps = self._offset.steps
         open_load: OpenLoad | None = None
         with _collector_off():
             self._loop.connect(slots, ahead=ahead)
@@ -223,7 +189,7 @@ class Driver:
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
         offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
-        return msgspec.structs.replace(load, open=offer, enough=enough())
+        return msgspec.structs.replace(load, open=offer, enough=enough(), clock_steps=self._offset.steps - steps)
 
     def _slots(self, cell: Cell) -> int:
         """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
@@ -268,6 +234,7 @@ class Driver:
         return int(min(STAGGER_NS_MAX, statistics.median_low(known)) * (1 - 1 / rounds))
 
     def _asked(self, cell: Cell, run_id: str) -> Asked:
+        tls = self._site.tls
         return Asked(
             run_id=run_id,
             cell=cell.name,
@@ -277,6 +244,7 @@ class Driver:
             worker=self._worker,
             host=self._host,
             clock=self._clock,
+            tls=None if tls is None else "unverified" if tls.insecure else "verified",
             due_ns=0,
             sent_ns=0,
         )
@@ -301,7 +269,9 @@ class _CellWork:
         tick: Callable[[], None] | None,
         stop: Callable[[], bool],
         slots: int,
+        offset: RealtimeOffset,
     ) -> None:
+        self._offset = offset
         self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
         self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
         self.enough: Callable[[], bool] = lambda: False
@@ -311,7 +281,7 @@ class _CellWork:
         self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
         self._unread: deque[Ended] = deque()  # answers nobody has looked at
         self._unread_new = 0  # of those, since the last idle()
-        self._tick_ns = 0
+        self._tick_ns = self._measured_ns = 0
         self.tally = Tally()
 
     def begin(self, *, requests: int, warmup: bool) -> None:
@@ -339,6 +309,9 @@ class _CellWork:
         self._unread_new += 1
 
     def idle(self, now_ns: int, *, ready: bool) -> bool:
+        if now_ns - self._measured_ns >= MEASURE_NS:
+            self._measured_ns = now_ns
+            self._offset.measure()
         if ready:
             self._catch_up(now_ns)
         elif self._tick is not None and now_ns - self._tick_ns >= TICK_NS:
@@ -358,9 +331,11 @@ class _CellWork:
             self._tick()
 
     def _catch_up(self, now_ns: int) -> None:
-        """Sockets never rest: read as many answers as ended, once the oldest has waited too long."""
-        if self._unread and now_ns - self._unread[0].ended_ns > OVERDUE_NS:
-            for _ in range(min(max(1, self._unread_new), len(self._unread))):
+        """Sockets do not rest: read one answer, which delays the next read by no more than it takes; as many as have
+        ended since, once the oldest has waited too long."""
+        if self._unread:
+            overdue = now_ns - self._unread[0].ended_ns > OVERDUE_NS
+            for _ in range(min(max(1, self._unread_new if overdue else 1), len(self._unread))):
                 self._read_one()
         self._unread_new = 0
         if self._tick is not None and now_ns - self._tick_ns > OVERDUE_NS:
@@ -387,81 +362,12 @@ class _CellWork:
             sent_ns=sent_ns,
         )
         incoming = ended.incoming if ended.incoming is not None else Incoming()
-        answer = incoming.answer(ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
+        self._offset.measure()
+        answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
         self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
         self._on_exchange(exchange)
-
-
-class Tally:
-    """Sums over the exchanges of one cell."""
-
-    def __init__(self) -> None:
-        self.warmup_e2e_ns: list[int] = []
-        self.e2e_ns: list[int] = []
-        self.warmups = 0
-        self._due_ns: list[int] = []
-        self._arrived_ns: int | None = None
-        self._done_ns: int | None = None
-        self._failed = 0
-        self._late_ns: list[int] = []
-        self._sent_ns: tuple[int, int] | None = None  # the first and the last
-        self._fresh = 0
-
-    def add(self, exchange: Exchange, *, sent: bool, fresh: bool) -> None:
-        """sent: the request left, so that its lateness means something. fresh: on a connection made for it."""
-        if exchange.warmup:
-            self.warmups += 1
-            if exchange.failure is None and exchange.e2e_ns is not None:
-                self.warmup_e2e_ns.append(exchange.e2e_ns)
-            return
-        self._due_ns.append(exchange.due_ns)
-        self._fresh += fresh
-        if exchange.failure is None and exchange.e2e_ns is not None:
-            self.e2e_ns.append(exchange.e2e_ns)
-        self._failed += exchange.failure is not None
-        if exchange.arrivals_ns:
-            self._arrived_ns = max(self._arrived_ns or exchange.arrivals_ns[-1], exchange.arrivals_ns[-1])
-        if exchange.done_ns is not None:
-            self._done_ns = max(self._done_ns or exchange.done_ns, exchange.done_ns)
-        if sent:
-            self._late_ns.append(exchange.sent_ns - exchange.due_ns)
-            first, last = self._sent_ns or (exchange.sent_ns, exchange.sent_ns)
-            self._sent_ns = min(first, exchange.sent_ns), max(last, exchange.sent_ns)
-
-    def open_offer(self, load: OpenLoad, slots: int) -> OpenOffer:
-        """How an open load went; at least one of its requests was measured."""
-        return OpenOffer(
-            slots=slots,
-            under_way_max=load.under_way_max,
-            queued=load.queued,
-            given_up=load.given_up,
-            due_span_ns=max(self._due_ns) - min(self._due_ns),
-            sent_span_ns=None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0],
-            own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),
-            own_late_ns_max=load.own_late_ns_max,
-        )
-
-    def cell_load(self, cell: str, clock: Clock, *, cpu_ns: int, stagger_ns: int, interrupted: bool) -> CellLoad:
-        offered = len(self._due_ns)
-        late = self._late_ns
-        return CellLoad(
-            cell=cell,
-            clock=clock,
-            started_ns=min(self._due_ns, default=None),
-            ended_ns=self._arrived_ns if self._arrived_ns is not None else self._done_ns,
-            offered=offered,
-            completed=offered - self._failed,
-            failed=self._failed,
-            warmups=self.warmups,
-            cpu_s=cpu_ns / 1e9,
-            late_ns_max=max(late, default=None),
-            late_ns_mean=sum(late) / len(late) if late else None,
-            stagger_ns=stagger_ns,
-            interrupted=interrupted,
-            new_connections=self._fresh,
-        )
 
 
 @contextmanager

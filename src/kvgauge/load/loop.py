@@ -1,76 +1,34 @@
 """One thread, one epoll, many requests under way. Everything here is ordered by what must not wait:
 
-a ready socket, then what is due, then (only when no socket is ready) the work that `Work.idle` does in small pieces.
+a ready socket, then what is due, then (when no socket is ready, or sockets have not rested for a while) the work that
+`Work.idle` does in small pieces.
 """
 
 import heapq
 import select
+import time
 from collections.abc import Callable
-from typing import Protocol
-
-import msgspec
 
 from kvgauge.load.answers import Cut
 from kvgauge.load.arrivals import Arrivals, Due
 from kvgauge.load.open_files import why
+from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
-from kvgauge.load.stream import Connection, End, Incoming, OpenReceiver, PlainReceiver
+from kvgauge.load.stream import Connection, End, Incoming
+from kvgauge.load.tls import Session, TlsFailed, context_of
+from kvgauge.load.work import Ended, Limits, Work
 
 CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
+PASSES_MAX = 16  # so often in a row sockets may be ready before they count as restless
+PAUSE_NS = 200_000
 SPIN_NS = 1_000_000  # epoll waits in whole milliseconds: what is due sooner is waited for by asking again at once
 CUT_OF: dict[End, Cut | None] = {
     "complete": None,
     "closed": "truncated",
     "reset": "truncated",
     "malformed": "malformed",
+    "tls": "tls",
 }
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long anything may take. first_token_ns: to the first byte of the body; stall_ns: from one read to the next;
-    request_ns: from the moment we begin to send to the end."""
-
-    connect_ns: int
-    first_token_ns: int
-    stall_ns: int
-    request_ns: int
-
-
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is over, well or not. sent_ns: None when it never left. fresh: its connection was made for it."""
-
-    slot: int
-    seq: int
-    due_ns: int
-    begun_ns: int
-    sent_ns: int | None
-    ended_ns: int
-    incoming: Incoming | None
-    cut: Cut | None
-    detail: str | None
-    fresh: bool = False
-
-
-class Work(Protocol):
-    """What the loop asks of its owner."""
-
-    def next_request(self) -> tuple[int, bytes]:
-        """The number and the bytes of the next request, in the order they are sent."""
-
-    def skip(self) -> int:
-        """The number of the next request, which will not be sent."""
-
-    def over(self, ended: Ended) -> None:
-        """Keep this; it must not take time."""
-
-    def idle(self, now_ns: int, *, ready: bool) -> bool:
-        """Do one small piece of background work, none but what is overdue when sockets were ready. True: more waits."""
-
-    def stop(self) -> bool:
-        """True ends the load."""
-
-    def enough(self) -> bool:
-        """True lets nothing more become due; what is due and what is under way goes on to its end."""
 
 
 class _Slot:
@@ -97,14 +55,17 @@ class Loop:
         *,
         limits: Limits,
         clock_ns: Callable[[], int],
-        open_receiver: OpenReceiver = PlainReceiver,
+        open_receiver: OpenReceiver = open_receiver,
     ) -> None:
+        """raises LoadError when the site's CA file cannot be used."""
         self._site, self._limits, self._clock_ns, self._open_receiver = site, limits, clock_ns, open_receiver
+        self._tls = context_of(site.tls) if site.tls is not None else None
         self._epoll = select.epoll()
         self._slots: list[_Slot] = []
         self._by_fd: dict[int, _Slot] = {}
         self._closed_fds: set[int] = set()  # closed in this pass: what epoll said of them no longer holds
         self._address_at = 0  # the address that worked last
+        self._stamped = False  # by the kernel, as far as the last connection goes
         self._due: list[Due] = []
         self._busy = 0
         self._arrivals: Arrivals | None = None
@@ -136,7 +97,7 @@ class Loop:
         going_on = True
         self._due = arrivals.first()
         heapq.heapify(self._due)
-        check_ns, more = 0, True
+        check_ns, more, restless = 0, True, False
         try:
             while self._busy or self._due:
                 now_ns = self._clock_ns()
@@ -152,8 +113,13 @@ class Loop:
                     check_ns = now_ns + CHECK_NS
                 if self._due:
                     self._start_due()
-                ready = self._pass(0 if more else self._wait_ns(check_ns))
+                ready, passes = self._pass(0 if more else self._wait_ns(check_ns)), 1
+                while ready and passes < (2 if restless else PASSES_MAX):
+                    ready, passes = self._pass(0), passes + 1
+                restless = ready
                 more = work.idle(self._clock_ns(), ready=ready)
+                if restless:
+                    self._pause()
         finally:
             self._abandon()
         return True
@@ -169,6 +135,14 @@ class Loop:
             self._drop(slot)
         self._epoll.close()
 
+    def _pause(self) -> None:
+        """Sockets do not rest: let some more come, so that a read brings more for what it costs.
+
+        Not where arrivals would be stamped late by it, and not past what is due.
+        """
+        if self._stamped and (not self._due or self._due[0].due_ns - self._clock_ns() > 2 * PAUSE_NS):
+            time.sleep(PAUSE_NS / 1e9)
+
     def _wait_ns(self, check_ns: int) -> int:
         until_ns = min(check_ns, self._due[0].due_ns - SPIN_NS) if self._due else check_ns
         return until_ns - self._clock_ns()
@@ -177,15 +151,16 @@ class Loop:
         """Wait for sockets to be ready and serve them. True when any was."""
         ready = self._epoll.poll(wait_ns / 1e9 if wait_ns > 0 else 0)
         self._closed_fds.clear()
+        closed_fds = self._closed_fds
         for fd, mask in ready:
-            if fd in self._closed_fds:
+            if closed_fds and fd in closed_fds:
                 continue
             slot = self._by_fd[fd]
             connection = slot.connection
             assert connection is not None, "an fd in _by_fd belongs to its slot's connection"
             if connection.connecting:
-                self._connected(slot, connection)
-            elif mask & select.EPOLLOUT and connection.unsent is not None:
+                self._advance(slot, connection)
+            elif connection.unsent is not None and mask & select.EPOLLOUT:
                 self._offer(slot, connection)
             else:
                 end = connection.read()
@@ -250,7 +225,12 @@ class Loop:
             family, address = self._site.addresses[at]
             try:
                 connection = Connection(
-                    family, address, address_at=at, clock_ns=self._clock_ns, open_receiver=self._open_receiver
+                    family,
+                    address,
+                    address_at=at,
+                    clock_ns=self._clock_ns,
+                    open_receiver=self._open_receiver,
+                    session=Session(self._tls, self._site.host) if self._tls is not None else None,
                 )
             except OSError as error:
                 seen = error
@@ -269,18 +249,34 @@ class Loop:
         else:
             self._no_connection(slot, seen)
 
-    def _no_connection(self, slot: _Slot, seen: str) -> None:
+    def _no_connection(self, slot: _Slot, seen: str, cut: Cut = "connect") -> None:
         self._address_at = 0
         if slot.request is not None:
-            self._over(slot, cut="connect", detail=f"{self._site.authority}: {seen}")
+            self._over(slot, cut=cut, detail=f"{self._site.authority}: {seen}")
 
-    def _connected(self, slot: _Slot, connection: Connection) -> None:
+    def _no_session(self, slot: _Slot, seen: str) -> None:
+        """Another address of the same name would show the same certificate: none is tried."""
+        self._drop(slot)
+        self._no_connection(slot, seen, "tls")
+
+    def _advance(self, slot: _Slot, connection: Connection) -> None:
+        """A connection on its way is ready to go on."""
         try:
-            connection.connected()
-        except OSError as error:
-            self._not_connected(slot, connection, error.strerror or str(error))
+            usable = connection.advance()
+        except TlsFailed as error:
+            self._no_session(slot, str(error))
             return
-        self._address_at = connection.address_at
+        except OSError as error:
+            seen = error.strerror or str(error)
+            if connection.shaking:
+                self._no_session(slot, f"the connection broke inside the TLS handshake: {seen}")
+            else:
+                self._not_connected(slot, connection, seen)
+            return
+        if not usable:
+            self._epoll.modify(connection.fd, select.EPOLLIN if connection.unsent is None else select.EPOLLOUT)
+            return
+        self._address_at, self._stamped = connection.address_at, connection.stamped
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if slot.request is not None:
             self._ask(slot, connection)
@@ -289,8 +285,9 @@ class Loop:
         assert slot.request is not None
         try:
             connection.ask(slot.request)
-        except OSError as error:
-            self._lost(slot, connection, f"the connection broke: {error.strerror or error}")
+        except (OSError, TlsFailed) as error:
+            said = error.strerror if isinstance(error, OSError) else None
+            self._lost(slot, connection, f"the connection broke: {said or error}")
             return
         if connection.unsent is not None:
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
@@ -321,7 +318,7 @@ class Loop:
         if slot.request is None or incoming is None:
             self._drop(slot)  # an idle connection: the server closed it
             return
-        ended_ns = incoming.last_ns if end == "complete" and incoming.last_ns else self._clock_ns()
+        ended_ns = (incoming.last_ns if end == "complete" else 0) or self._clock_ns()
         unanswered = incoming.received_bytes == 0 and end in ("closed", "reset")
         if unanswered and not slot.fresh:
             self._drop(slot)
@@ -375,7 +372,11 @@ class Loop:
             if connection is None:
                 continue
             if connection.connecting:
-                if now_ns - slot.connect_ns > limits.connect_ns:
+                if now_ns - slot.connect_ns <= limits.connect_ns:
+                    continue
+                if connection.shaking:
+                    self._no_session(slot, f"no TLS session within {limits.connect_ns / 1e9:g} s")
+                else:
                     self._not_connected(slot, connection, f"no connection within {limits.connect_ns / 1e9:g} s")
             elif slot.request is not None and connection.incoming is not None:
                 incoming, waited_ns = connection.incoming, now_ns - slot.begun_ns

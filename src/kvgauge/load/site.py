@@ -4,6 +4,7 @@ Proxy variables (http_proxy and its like) are never read: a proxy in the path wo
 """
 
 import socket
+import ssl
 import time
 from urllib.parse import urlsplit
 
@@ -12,18 +13,23 @@ import msgspec
 from kvgauge import __version__
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import UNREADABLE, error_message
-from kvgauge.load.stream import READ_BYTES, Incoming
+from kvgauge.load.receive import READ_BYTES
+from kvgauge.load.stream import Incoming
+from kvgauge.load.tls import Tls, context_of, explain
 
 ASK_TIMEOUT_S = 5.0
 POLL_S = 0.1
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
-    """addresses: (family, sockaddr) in the order to try them; base: path before /v1, without a slash at its end."""
+    """addresses: (family, sockaddr) in the order to try them; base: path before /v1, without a slash at its end;
+    host: the name a certificate must hold; tls: None for http."""
 
     url: str
     authority: str
     base: str
+    host: str
+    tls: Tls | None
     addresses: tuple[tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]], ...]
 
     def path(self, api_path: str) -> str:
@@ -40,8 +46,11 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         return head.encode("ascii") + (body or b"")
 
 
-def site_of(url: str) -> Site:
-    """Take a URL apart and look its host up. raises LoadError with what to write instead."""
+def site_of(url: str, tls: Tls | None = None) -> Site:
+    """Take a URL apart and look its host up. raises LoadError with what to write instead.
+
+    tls  how to check an https server's certificate; None: against the system's authorities
+    """
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -49,40 +58,58 @@ def site_of(url: str) -> Site:
         raise LoadError(f"not a URL: {error}; write http://HOST:PORT") from None
     if parts.username is not None or parts.password is not None:
         raise LoadError("the URL holds a user name or password, which would end up in logs; write http://HOST:PORT")
-    if parts.scheme == "https":
-        raise LoadError(f"{url}: TLS comes with the next version; write http://HOST:PORT")
-    if parts.scheme != "http" or not host:
-        raise LoadError(f"{url!r} is not an http URL; write http://HOST:PORT")
+    if parts.scheme not in ("http", "https") or not host:
+        raise LoadError(f"{url!r} is not an http URL; write http://HOST:PORT or https://HOST:PORT")
+    secure = parts.scheme == "https"
+    if tls not in (None, Tls()) and not secure:
+        raise LoadError(f"{url}: TLS options were given, but http has no TLS; write https:// or leave them out")
     if parts.query or parts.fragment or not (url.isascii() and url.isprintable() and " " not in url):
         raise LoadError(f"{url!r}: only a host, a port and a path are allowed; write http://HOST:PORT/PATH")
     try:
-        found = socket.getaddrinfo(host, port or 80, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port or (443 if secure else 80), type=socket.SOCK_STREAM)
     except OSError as error:
         raise LoadError(f"{url}: cannot look up {host}: {error.strerror or error}; check the name") from None
     addresses = tuple((family, address) for family, _, _, _, address in found)
-    return Site(url=url, authority=parts.netloc, base=parts.path.rstrip("/"), addresses=addresses)  # type: ignore[arg-type]
+    return Site(
+        url=url,
+        authority=parts.netloc,
+        base=parts.path.rstrip("/"),
+        host=host,
+        tls=(tls or Tls()) if secure else None,
+        addresses=addresses,  # type: ignore[arg-type]
+    )
 
 
 def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[int, bytes]:
-    """GET, blocking, on a connection of its own: (status, body). raises OSError (TimeoutError included)."""
+    """GET, blocking, on a connection of its own: (status, body).
+
+    raises  OSError (TimeoutError included), LoadError when there can be no TLS session: waiting does not mend that
+    """
+    context = context_of(site.tls) if site.tls is not None else None
     deadline = time.monotonic() + timeout_s
     broken: OSError = OSError("the name has no address")
     for _, address in site.addresses:
         try:
-            with socket.create_connection(address[:2], timeout=_left(deadline)) as sock:
-                sock.sendall(site.request("GET", api_path))
-                return _answer_of(sock, deadline)
+            with socket.create_connection(address[:2], timeout=_left(deadline)) as plain:
+                sock = context.wrap_socket(plain, server_hostname=site.host) if context is not None else plain
+                with sock:
+                    sock.sendall(site.request("GET", api_path))
+                    return _answer_of(sock, deadline)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # a server that is going down does that
+            broken = OSError(explain(error, site.host))
+        except ssl.SSLError as error:
+            raise LoadError(f"{site.url}: {explain(error, site.host)}") from None
         except OSError as error:
             broken = error
     raise broken
 
 
-def wait_ready(url: str, timeout_s: float) -> None:
+def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None) -> None:
     """Wait until the server answers /v1/models with anything that is not a server error.
 
-    raises  LoadError, with the last thing seen, when it has not by then
+    raises  LoadError, with the last thing seen, when it has not by then; at once when its certificate is refused
     """
-    site = site_of(url)
+    site = site_of(url, tls)
     deadline, seen = time.monotonic() + timeout_s, "nothing was tried"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -107,10 +134,10 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-def models(url: str) -> list[str]:
+def models(url: str, *, tls: Tls | None = None) -> list[str]:
     """The models the server offers, by its own names. raises LoadError when it does not say."""
     try:
-        status, body = ask(site_of(url), "/v1/models")
+        status, body = ask(site_of(url, tls), "/v1/models")
     except OSError as error:
         raise LoadError(f"{url} does not answer: {error.strerror or error}; is the server up?") from None
     if status != 200:
@@ -126,10 +153,10 @@ def _answer_of(sock: socket.socket, deadline: float) -> tuple[int, bytes]:
     while incoming.end is None:
         sock.settimeout(_left(deadline))
         data = sock.recv(READ_BYTES)
-        incoming.take(data, time.monotonic_ns(), "user")
+        incoming.take(data, time.monotonic_ns())
     if incoming.end != "complete" or incoming.status is None:
         raise OSError(f"no whole HTTP answer: {incoming.problem}")
-    return incoming.status, incoming.answer(ended_ns=0, cut=None, detail=None).body
+    return incoming.status, incoming.body()
 
 
 def _left(deadline: float) -> float:

@@ -1,67 +1,42 @@
-"""The socket seam: where bytes come from with the moment they arrived, and what is kept of them.
+"""One connection and the answer that comes in over it.
 
-All that happens between a read and the next: the stamp, httptools' cut of the HTTP framing, two list appends. JSON is
-looked at when the answer has ended (answers.py).
-
-What plugs in here later: a Receiver whose stamp is the kernel's (recvmsg with SO_TIMESTAMPNS), and one that decrypts
-(ssl.MemoryBIO; it must return all the plaintext it can, because epoll only knows of the socket). `Connection.offer`
-is the one place where bytes leave.
+All that happens between a read and the next: the stamps, httptools' cut of the HTTP framing, four list appends. JSON
+is looked at when the answer has ended (answers.py). `Connection.offer` is the one place where bytes leave.
 """
 
 import contextlib
 import os
 import socket
 from collections.abc import Callable
-from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal
 
 import httptools
+import numpy as np
 
 from kvgauge.load.answers import Answer, Cut
-from kvgauge.samples.records import Clock, StampSource
+from kvgauge.load.offset import NO_STAMP, RealtimeOffset
+from kvgauge.load.receive import OpenReceiver, open_receiver
+from kvgauge.load.tls import Session, TlsFailed
 
-READ_BYTES = 65_536
 ANSWER_BYTES_MAX = 64 << 20
 HEAD_BYTES_MAX = 64 << 10
 
-End = Literal["complete", "closed", "reset", "malformed"]
-
-
-class Receiver(Protocol):
-    def recv(self) -> tuple[bytes, int, Clock, StampSource]:
-        """What is there: (bytes, stamp_ns, clock, source); no bytes at the end of the stream.
-
-        raises  BlockingIOError when nothing is there, OSError when the connection is broken
-        """
-
-
-class PlainReceiver:
-    """recv, then read the clock before anything else."""
-
-    __slots__ = ("_clock_ns", "_recv")
-
-    def __init__(self, sock: socket.socket, clock_ns: Callable[[], int]) -> None:
-        self._recv, self._clock_ns = sock.recv, clock_ns
-
-    def recv(self) -> tuple[bytes, int, Clock, StampSource]:
-        data = self._recv(READ_BYTES)
-        return data, self._clock_ns(), "monotonic", "user"
-
-
-OpenReceiver = Callable[[socket.socket, Callable[[], int]], Receiver]
+End = Literal["complete", "closed", "reset", "malformed", "tls"]
 
 
 class Incoming:
     """One answer as it comes in.
 
     pieces       bytes of the body, as httptools hands them over (`on_body` is this list's append)
-    stamps_ns    one for each read that brought bytes of the body
-    piece_counts how many pieces there were after that read
+    read_ns      when each read returned
+    stamps       the kernel's stamp of each read, as it came
+    piece_counts how many pieces there were after each read
     end          None while there may be more
     """
 
     __slots__ = (
         "_extra",
+        "_feed",
         "_framed",
         "_head_whole",
         "_parser",
@@ -70,25 +45,23 @@ class Incoming:
         "content_type",
         "end",
         "keep_alive",
-        "last_ns",
         "on_body",
         "piece_counts",
         "pieces",
         "problem",
+        "read_ns",
         "received_bytes",
-        "stamp_source",
-        "stamps_ns",
+        "stamps",
         "status",
     )
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.on_body = self.pieces.append
-        self.stamps_ns: list[int] = []
+        self.read_ns: list[int] = []
+        self.stamps: list[bytes] = []
         self.piece_counts: list[int] = []
         self.received_bytes = 0
-        self.last_ns = 0
-        self.stamp_source: StampSource = "user"
         self.status: int | None = None
         self.content_type = ""
         self.keep_alive = False
@@ -97,6 +70,12 @@ class Incoming:
         self._head_whole = self._framed = self._whole = self._extra = False
         self._pieces_whole = 0
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._feed: Callable[[bytes], None] | None = self._parser.feed_data
+
+    @property
+    def last_ns(self) -> int:
+        """When the last read returned; 0 before the first."""
+        return self.read_ns[-1] if self.read_ns else 0
 
     def on_message_begin(self) -> None:
         self._extra = self._whole
@@ -123,22 +102,20 @@ class Incoming:
         self._pieces_whole = len(self.pieces)
         self.keep_alive = self._parser.should_keep_alive()
 
-    def take(self, data: bytes, stamp_ns: int, source: StampSource) -> End | None:
+    def take(self, data: bytes, read_ns: int, stamp: bytes = NO_STAMP) -> End | None:
         """One read. Returns how the answer ended, or None while there may be more."""
         if not data:
             return self._closed()
         self.received_bytes += len(data)
-        self.last_ns, self.stamp_source = stamp_ns, source
         try:
-            self._parser.feed_data(data)  # type: ignore[union-attr]  # set until `end` is
+            self._feed(data)  # type: ignore[misc]  # set until `end` is
         except httptools.HttpParserError as error:
             self.problem = f"not HTTP: {error}"
         except httptools.HttpParserUpgrade:
             self.problem = "the server switched to another protocol"
-        count = len(self.pieces)
-        if count != (self.piece_counts[-1] if self.piece_counts else 0):
-            self.stamps_ns.append(stamp_ns)
-            self.piece_counts.append(count)
+        self.read_ns.append(read_ns)
+        self.stamps.append(stamp)
+        self.piece_counts.append(len(self.pieces))
         if self._whole:
             self.keep_alive = self.keep_alive and not self._extra and self.problem is None
             return self.finish("complete")
@@ -151,26 +128,41 @@ class Incoming:
 
     def finish(self, end: End | None) -> End | None:
         """Let go of the parser, which refers back to us."""
-        self._parser = None
+        self._parser = self._feed = None
         self.end = end
         return end
 
-    def answer(self, *, ended_ns: int, cut: Cut | None, detail: str | None) -> Answer:
-        """What was kept, as the record that answers.py reads."""
-        pieces = self.pieces[: self._pieces_whole] if self._whole else self.pieces
-        lengths = [0, *accumulate(map(len, pieces))]
-        last = len(pieces)
+    def answer(self, offset: RealtimeOffset, *, ended_ns: int, cut: Cut | None, detail: str | None) -> Answer:
+        """What was kept, as the record that answers.py reads; measure `offset` before."""
+        pieces = self._body_pieces()
+        lengths = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)), out=lengths[1:])
+        counts = np.minimum(np.array(self.piece_counts, dtype=np.int64), len(pieces))
+        stamps_ns = offset.stamps_ns(self.read_ns, self.stamps)
         return Answer(
             status=self.status,
             content_type=self.content_type,
             body=b"".join(pieces),
-            stamps_ns=self.stamps_ns,
-            ends=[lengths[min(count, last)] for count in self.piece_counts],
-            stamp_source=self.stamp_source,
-            ended_ns=ended_ns,
+            stamps_ns=stamps_ns,
+            read_ns=self.read_ns,
+            ends=lengths[counts].tolist(),
+            ended_ns=stamps_ns[-1] if self.end == "complete" and stamps_ns else ended_ns,
             cut=cut,
             detail=detail,
         )
+
+    def body(self) -> bytes:
+        """What has come of the answer's body."""
+        return b"".join(self._body_pieces())
+
+    def _body_pieces(self) -> list[bytes]:
+        return self.pieces[: self._pieces_whole] if self._whole else self.pieces
+
+    def cut_off(self) -> End:
+        """The connection ended without a word in TLS: anyone may have cut it, so that is no end of an answer."""
+        self.problem = "the server closed the connection without ending the TLS session"
+        self.finish("closed")
+        return "closed"
 
     def _closed(self) -> End:
         if self._head_whole and not self._framed:  # the close is the end: HTTP/1.0, or no length given
@@ -185,13 +177,26 @@ class Incoming:
 class Connection:
     """One keep-alive connection, never blocking. The loop that owns it waits for it to be ready.
 
-    connecting  until `connected` was called and did not raise
+    connecting  until `advance` has returned True
+    shaking     the TCP connection stands, the TLS session does not yet
     incoming    the answer under way; None between answers
-    unsent      what the kernel has not taken of the request yet
-    sent_ns     taken just before its last byte was handed to the kernel
+    unsent      what the kernel has not taken yet of the request, or of the handshake
+    sent_ns     taken just before the request's last byte was handed to the kernel
     """
 
-    __slots__ = ("_clock_ns", "_receiver", "_sock", "address_at", "connecting", "fd", "incoming", "sent_ns", "unsent")
+    __slots__ = (
+        "_clock_ns",
+        "_receiver",
+        "_session",
+        "_sock",
+        "address_at",
+        "connecting",
+        "fd",
+        "incoming",
+        "sent_ns",
+        "shaking",
+        "unsent",
+    )
 
     def __init__(
         self,
@@ -200,37 +205,52 @@ class Connection:
         *,
         address_at: int,
         clock_ns: Callable[[], int],
-        open_receiver: OpenReceiver = PlainReceiver,
+        open_receiver: OpenReceiver = open_receiver,
+        session: Session | None = None,
     ) -> None:
         """Begin to connect. raises OSError when that fails at once."""
         self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self.fd = self._sock.fileno()
         self.address_at = address_at
-        self.connecting = True
+        self.connecting, self.shaking = True, False
         self.incoming: Incoming | None = None
         self.unsent: memoryview | None = None
         self.sent_ns = 0
-        self._clock_ns = clock_ns
+        self._clock_ns, self._session = clock_ns, session
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._receiver = open_receiver(self._sock, clock_ns)
-            with contextlib.suppress(BlockingIOError):  # under way: `connected` hears of the end
+            with contextlib.suppress(BlockingIOError):  # under way: `advance` hears of the end
                 self._sock.connect(address)
         except BaseException:
             self._sock.close()
             raise
 
-    def connected(self) -> None:
-        """Call when it is ready to write. raises OSError when the connection was not made."""
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-        self.connecting = False
+    @property
+    def stamped(self) -> bool:
+        """Whether the kernel stamps what arrives."""
+        return self._receiver.stamped
+
+    def advance(self) -> bool:
+        """Call when the socket is ready while `connecting`. True when a request can be sent.
+
+        raises  OSError when the connection was not made or broke, TlsFailed when the session was not made
+        """
+        if not self.shaking:
+            code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            self.shaking = self._session is not None
+        if self._session is not None and not self._shaken(self._session):
+            return False
+        self.connecting = self.shaking = False
+        self.sent_ns = 0
+        return True
 
     def ask(self, request: bytes) -> None:
-        """Begin a request. raises OSError when the connection is broken."""
+        """Begin a request. raises OSError when the connection is broken, TlsFailed when the session is."""
         self.incoming = Incoming()
-        self.unsent = memoryview(request)
+        self.unsent = memoryview(request if self._session is None else self._session.encrypt(request))
         self.offer()
 
     def offer(self) -> None:
@@ -248,7 +268,7 @@ class Connection:
         """Read once. Returns how the answer ended, or None while there may be more."""
         incoming = self.incoming
         try:
-            data, stamp_ns, _, source = self._receiver.recv()
+            data, read_ns, stamp = self._receiver.recv()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -256,9 +276,11 @@ class Connection:
                 return "reset"
             incoming.problem = f"the connection broke: {error.strerror or error}"
             return incoming.finish("reset")
+        if self._session is not None:
+            return self._take(self._session, data, read_ns, stamp)
         if incoming is None:  # nothing was asked: a close, or bytes that belong to nothing
             return "closed"
-        return incoming.take(data, stamp_ns, source)
+        return incoming.take(data, read_ns, stamp)
 
     def done(self) -> None:
         """Forget the answer that has ended, so that the next request can be sent."""
@@ -269,4 +291,53 @@ class Connection:
             self.incoming.finish(self.incoming.end)
             self.incoming = None
         with contextlib.suppress(OSError):
+            if self._session is not None and not self.connecting and self.unsent is None:
+                self._sock.send(self._session.farewell(), socket.MSG_NOSIGNAL)
+        with contextlib.suppress(OSError):
             self._sock.close()
+
+    def _shaken(self, session: Session) -> bool:
+        self.offer()
+        received = b""
+        if self.sent_ns:  # not before we have spoken
+            with contextlib.suppress(BlockingIOError):
+                received, _, _ = self._receiver.recv()
+                if not received:
+                    raise TlsFailed("the server closed the connection inside the TLS handshake")
+        try:
+            stands = session.shake(received)
+        except TlsFailed:
+            with contextlib.suppress(OSError):
+                self._sock.send(session.outgoing(), socket.MSG_NOSIGNAL)  # the alert says what we did not like
+            raise
+        if out := session.outgoing():
+            self.unsent = memoryview(bytes(self.unsent or b"") + out)
+            self.offer()
+        return stands and self.unsent is None
+
+    def _take(self, session: Session, received: bytes, read_ns: int, stamp: bytes) -> End | None:
+        """A read of ciphertext, which may hold no byte of the answer, and its end."""
+        incoming = self.incoming
+        try:
+            data = session.decrypt(received) if received else b""
+            self._answer_session(session)
+        except TlsFailed as error:
+            if incoming is None:
+                return "closed"
+            incoming.problem = str(error)
+            return incoming.finish("tls")
+        if incoming is None:
+            return "closed" if data or session.ended or not received else None  # else a ticket or a new key
+        end = incoming.take(data, read_ns, stamp) if data else None
+        if session.ended:
+            incoming.keep_alive = False
+            return end or incoming.take(b"", read_ns)
+        return incoming.cut_off() if not received else end
+
+    def _answer_session(self, session: Session) -> None:
+        """What TLS itself has to say, once the request has left."""
+        if self.unsent is None and (out := session.outgoing()):
+            sent_ns, self.unsent = self.sent_ns, memoryview(out)
+            with contextlib.suppress(OSError):  # the next read hears of it
+                self.offer()
+            self.sent_ns = sent_ns

@@ -9,7 +9,9 @@ from typing import Literal
 import msgspec
 
 Clock = Literal["monotonic", "realtime"]
-StampSource = Literal["user", "kernel"]  # read by us after recv, or by the kernel when the segment arrived
+StampSource = Literal[
+    "user", "kernel", "mixed"
+]  # by us right after the read, by the kernel on arrival, or some of each
 
 
 class Phases(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +40,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     """One request and the moments its answer arrived.
 
     arrivals_ns   one stamp per content event, in socket order; events that shared a read share its stamp
+    arrivals_shared   of those, how many share the stamp of the one before: as many gaps are 0 because nobody can know
+    arrivals_user     of those, how many have our own stamp though the kernel was asked for one
+    lag_ns_max, _mean from arrival to read, over the reads with the kernel's stamp; None when there was none
+    tls           None: no TLS; whether the server's certificate was checked
     tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
@@ -65,6 +71,11 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None = None
     request_id: str | None = None
     phases: Phases | None = None
+    arrivals_shared: int | None = None
+    arrivals_user: int | None = None
+    lag_ns_max: int | None = None
+    lag_ns_mean: int | None = None
+    tls: Literal["verified", "unverified"] | None = None
 
     @property
     def ttft_ns(self) -> int | None:

@@ -54,6 +54,11 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
         ("phase_clock", "string", True),
         ("phase_host", "string", True),
         *((f"phase_{name}", "int64", True) for name in PHASES),
+        ("arrivals_shared", "int64", True),
+        ("arrivals_user", "int64", True),
+        ("lag_ns_max", "int64", True),
+        ("lag_ns_mean", "int64", True),
+        ("tls", "string", True),
     ),
     "arrivals": (
         ("run_id", "string", False),

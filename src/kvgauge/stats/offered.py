@@ -8,7 +8,7 @@ from kvgauge.stats.cells import NS_PER_MS
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 
 if TYPE_CHECKING:
-    from kvgauge.load.drive import CellLoad, OpenOffer
+    from kvgauge.load.tally import CellLoad, OpenOffer
 
 OWN_LATE_MS_MIN = 2.0  # a client that is less late than this on average
 SATURATED_SHARE = 0.95  # of the offered rate

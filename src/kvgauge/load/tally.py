@@ -1,0 +1,132 @@
+"""What became of the load of one cell: sums over its exchanges."""
+
+import msgspec
+
+from kvgauge.load.open import OpenLoad
+from kvgauge.samples.records import Clock, Exchange
+
+
+class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """How an open load went.
+
+    slots         how many requests could be under way: the cell's limit, or what file descriptors allow
+    queued        requests that were due while that many were under way, and waited
+    given_up      requests never sent: more waited than may
+    due_span_ns   from the first due time to the last
+    sent_span_ns  from the first sent to the last; None when none was
+    own_late_ns_* from when a request was due and a slot free to when we began to send it: this client's own part
+    """
+
+    slots: int
+    under_way_max: int
+    queued: int
+    given_up: int
+    due_span_ns: int
+    sent_span_ns: int | None
+    own_late_ns_mean: float
+    own_late_ns_max: int
+
+
+class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How one cell was offered. Measured requests only; times are of `clock` on the sending host.
+
+    started_ns   the first due time; None when nothing was offered
+    ended_ns     the last arrival of content; the last end when none brought content
+    offered      requests begun; completed and failed add up to it
+    cpu_s        processor seconds of this process, decoding included, from first due to the last Exchange handed over
+    late_ns_max  sent - due, over the requests that were sent: how late we were; None when none was
+    stagger_ns   over which the slots of a closed loop began
+    clock_steps  how often CLOCK_REALTIME was set meanwhile: reads on both sides of a step have our own stamp
+    interrupted  `stop` ended it early
+    enough       `enough` ended it
+    new_connections  requests whose connection was made for them, so that their latency holds its set-up
+    open         of an open load only
+    """
+
+    cell: str
+    clock: Clock
+    started_ns: int | None
+    ended_ns: int | None
+    offered: int
+    completed: int
+    failed: int
+    warmups: int
+    cpu_s: float
+    late_ns_max: int | None
+    late_ns_mean: float | None
+    stagger_ns: int
+    interrupted: bool
+    enough: bool = False
+    new_connections: int = 0
+    open: OpenOffer | None = None
+    clock_steps: int = 0
+
+
+class Tally:
+    """Sums over the exchanges of one cell."""
+
+    def __init__(self) -> None:
+        self.warmup_e2e_ns: list[int] = []
+        self.e2e_ns: list[int] = []
+        self.warmups = 0
+        self._due_ns: list[int] = []
+        self._arrived_ns: int | None = None
+        self._done_ns: int | None = None
+        self._failed = 0
+        self._late_ns: list[int] = []
+        self._sent_ns: tuple[int, int] | None = None  # the first and the last
+        self._fresh = 0
+
+    def add(self, exchange: Exchange, *, sent: bool, fresh: bool) -> None:
+        """sent: the request left, so that its lateness means something. fresh: on a connection made for it."""
+        if exchange.warmup:
+            self.warmups += 1
+            if exchange.failure is None and exchange.e2e_ns is not None:
+                self.warmup_e2e_ns.append(exchange.e2e_ns)
+            return
+        self._due_ns.append(exchange.due_ns)
+        self._fresh += fresh
+        if exchange.failure is None and exchange.e2e_ns is not None:
+            self.e2e_ns.append(exchange.e2e_ns)
+        self._failed += exchange.failure is not None
+        if exchange.arrivals_ns:
+            self._arrived_ns = max(self._arrived_ns or exchange.arrivals_ns[-1], exchange.arrivals_ns[-1])
+        if exchange.done_ns is not None:
+            self._done_ns = max(self._done_ns or exchange.done_ns, exchange.done_ns)
+        if sent:
+            self._late_ns.append(exchange.sent_ns - exchange.due_ns)
+            first, last = self._sent_ns or (exchange.sent_ns, exchange.sent_ns)
+            self._sent_ns = min(first, exchange.sent_ns), max(last, exchange.sent_ns)
+
+    def open_offer(self, load: OpenLoad, slots: int) -> OpenOffer:
+        """How an open load went; at least one of its requests was measured."""
+        return OpenOffer(
+            slots=slots,
+            under_way_max=load.under_way_max,
+            queued=load.queued,
+            given_up=load.given_up,
+            due_span_ns=max(self._due_ns) - min(self._due_ns),
+            sent_span_ns=None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0],
+            own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),
+            own_late_ns_max=load.own_late_ns_max,
+        )
+
+    def cell_load(self, cell: str, clock: Clock, *, cpu_ns: int, stagger_ns: int, interrupted: bool) -> CellLoad:
+        offered = len(self._due_ns)
+        late = self._late_ns
+        return CellLoad(
+            cell=cell,
+            clock=clock,
+            started_ns=min(self._due_ns, default=None),
+            ended_ns=self._arrived_ns if self._arrived_ns is not None else self._done_ns,
+            offered=offered,
+            completed=offered - self._failed,
+            failed=self._failed,
+            warmups=self.warmups,
+            cpu_s=cpu_ns / 1e9,
+            late_ns_max=max(late, default=None),
+            late_ns_mean=sum(late) / len(late) if late else None,
+            stagger_ns=stagger_ns,
+            interrupted=interrupted,
+            new_connections=self._fresh,
+        )
