@@ -10,7 +10,9 @@ Every 30 s a line of figures; at the end a verdict, exit code 1 when one of thes
 * Memory and descriptors are flat. Of the frontend, prefill-0, decode-0 and this client, the median of the last quarter
   is at most that of the second quarter (the first is start-up) plus 5 % and 8 MiB, or plus 3 descriptors: allocators
   keep some pages, a connection may be under way; one descriptor lost at each kill would be ten in 20 minutes.
-* Nothing ends that was not killed.
+* The frontend does not end, and neither does this client. A worker that ends without having been killed (UCX 1.23 of
+  NIXL 1.5.0 has been seen to crash in a survivor of a peer's death) is started again, counted, and named in the verdict;
+  its memory counts from then on.
 * No request is unaccounted for: each that was sent has an answer or a failure of a known kind, the frontend counts as
   many answers as we do and has none under way, and every block of every pool is free.
 """
@@ -40,6 +42,7 @@ LOOK_S = 1.0
 LINE_S = 30.0
 SETTLE_S = 10.0
 ROUNDS = 10  # requests of a slot in one cell; the time is looked at between cells
+CRASHES_MAX = 20
 RSS_SHARE, RSS_BYTES, FDS = 0.05, 8 << 20, 3
 
 
@@ -70,7 +73,8 @@ class Soak:
         self.offered = self.answered = 0
         self.failed: Counter[str] = Counter()
         self.wrong_pieces = self.kills = 0
-        self.died: str | None = None  # a process that nobody killed
+        self.died: str | None = None  # what cannot be started again
+        self.crashes: list[tuple[str, float, str]] = []  # worker, when, how: nobody had killed it
         self._down: tuple[str, float] | None = None
         self._next_line = LINE_S
 
@@ -92,8 +96,8 @@ class Soak:
         if now_s >= self._next_line:
             self._next_line += LINE_S
             self.say()
-        if self._down is None and self.died is None:
-            self.died = self._target.trouble()
+        if self._down is None and self.died is None and (how := self._target.trouble()) is not None:
+            self._ended(how, now_s)
         if self.died is not None:
             return
         if self._down is not None and now_s >= self._down[1]:
@@ -104,6 +108,15 @@ class Soak:
             os.kill(self._target.pids()[victim], signal.SIGKILL)
             self.kills += 1
             self._down = (victim, now_s + DOWN_S)
+
+    def _ended(self, how: str, now_s: float) -> None:
+        name = how.split()[0]
+        if name.split("-")[0] not in ("prefill", "decode") or len(self.crashes) == CRASHES_MAX:
+            self.died = how
+            return
+        self.crashes.append((name, now_s, how.split(";")[0]))
+        print(f"{now_s:6.0f} s  {self.crashes[-1][2]}, and nobody had killed it: it is started again", flush=True)
+        self._target.restart(name, wait=False)
 
     @property
     def unaccounted(self) -> int:
@@ -167,7 +180,11 @@ def flatness(soak: Soak) -> list[str]:
     """What grew, from the second quarter to the last; a line for each survivor is printed."""
     grew = []
     quarters = [[look for look in soak.looks if low <= look.at_s / soak.seconds < low + 0.25] for low in (0.25, 0.75)]
+    crashed = {name for name, _, _ in soak.crashes}
     for name in SURVIVORS:
+        if name in crashed:
+            print(f"  {name:10} crashed: its memory says nothing about the whole time")
+            continue
         rss = [statistics.median(look.rss_bytes[name] for look in quarter) for quarter in quarters]
         fds = [statistics.median(look.fds[name] for look in quarter) for quarter in quarters]
         print(
@@ -242,7 +259,14 @@ def main() -> int:
         target.stop()
     for what, count in soak.failed.most_common():
         print(f"  {count} failed with {what}")
-    print(f"verdict: {'; '.join(wrong)}" if wrong else f"verdict: flat and accounted for, {soak.kills} workers killed")
+    for name, at_s, how in soak.crashes:
+        print(f"  {name} crashed at {at_s:.0f} s: {how}")
+    own = f", {len(soak.crashes)} more crashed by themselves" if soak.crashes else ""
+    print(
+        f"verdict: {'; '.join(wrong)}{own}"
+        if wrong
+        else f"verdict: flat and accounted for, {soak.kills} workers killed{own}"
+    )
     return 1 if wrong else 0
 
 
