@@ -110,11 +110,11 @@ class Soak:
             self._down = (victim, now_s + DOWN_S)
 
     def _ended(self, how: str, now_s: float) -> None:
-        name = how.split()[0]
+        name = how.split(maxsplit=1)[0]
         if name.split("-")[0] not in ("prefill", "decode") or len(self.crashes) == CRASHES_MAX:
             self.died = how
             return
-        self.crashes.append((name, now_s, how.split(";")[0]))
+        self.crashes.append((name, now_s, how.split(";", maxsplit=1)[0]))
         print(f"{now_s:6.0f} s  {self.crashes[-1][2]}, and nobody had killed it: it is started again", flush=True)
         self._target.restart(name, wait=False)
 
