@@ -11,7 +11,7 @@ Every 30 s a line of figures; at the end a verdict, exit code 1 when one of thes
   is at most that of the second quarter (the first is start-up) plus 5 % and 8 MiB, or plus 3 descriptors: allocators
   keep some pages, a connection may be under way; one descriptor lost at each kill would be ten in 20 minutes.
 * The frontend does not end, and neither does this client. A worker that ends without having been killed (UCX 1.23 of
-  NIXL 1.5.0 has been seen to crash in a survivor of a peer's death) is started again, counted, and named in the verdict;
+  NIXL 1.5.0 was seen to crash in a survivor of a peer's death) is started again, counted, and named in the verdict;
   its memory counts from then on.
 * No request is unaccounted for: each that was sent has an answer or a failure of a known kind, the frontend counts as
   many answers as we do and has none under way, and every block of every pool is free.
