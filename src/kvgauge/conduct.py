@@ -31,6 +31,7 @@ from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.stats.batches import Narrow
 from kvgauge.stats.cells import cell_metrics
+from kvgauge.stats.client import client_metrics, client_troubles
 from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
@@ -269,12 +270,13 @@ def judge(
         metrics: dict[str, Estimate] = {}
         if load.started_ns is not None and load.ended_ns is not None:
             metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns)
-            metrics |= offered_metrics(load)
+            metrics |= offered_metrics(load) | client_metrics(exchanges, load)
         if cell.name in measured.until:
             metrics["until_half_width_pct"] = measured.until[cell.name]
         ttft = metrics.get("ttft_ms_mean")
         troubles = [
             *offered_troubles(cell, load, ttft.point if ttft is not None else None),
+            *client_troubles(cell, exchanges),
             *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _trace_of(cell, traces)),
         ]
         status, reasons = _verdict(load, measured, against, troubles)

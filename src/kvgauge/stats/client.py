@@ -1,0 +1,90 @@
+"""How much of what was measured is the client's own doing, and whether that is too much. Pure.
+
+lag       from an answer's arrival (the kernel's stamp) to our reading it: a closed loop's next request waits for it
+lateness  from when a request was due, and could leave, to when it left: TTFT counts it
+shared    arrivals that came with the read of another: gaps nobody can know, which count as 0
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvgauge.plan.records import Cell
+from kvgauge.samples.records import Exchange
+from kvgauge.stats.cells import NS_PER_MS
+from kvgauge.stats.estimate import Estimate, bare, missing
+
+if TYPE_CHECKING:
+    from kvgauge.load.tally import CellLoad
+
+OWN_MS_MIN = 2.0  # what a client adds below this,
+OWN_SHARE = 0.1  # or below this share of what is measured, does not shape the result
+FEW = 20  # requests: below this one pause of the machine moves a mean, so the median decides
+NO_KERNEL_STAMP = "no arrival has the kernel's stamp, so the lag from it is not known"
+
+
+def client_metrics(exchanges: Sequence[Exchange], load: "CellLoad") -> dict[str, Estimate]:
+    """client_lag_ms_mean and _max, arrivals_shared_pct, client_cpu_pct of the measured requests of a cell."""
+    measured = [exchange for exchange in exchanges if not exchange.warmup]
+    lags = [exchange.lag_ns_mean for exchange in measured if exchange.lag_ns_mean is not None]
+    found = {
+        "client_lag_ms_mean": missing("ms", NO_KERNEL_STAMP),
+        "client_lag_ms_max": missing("ms", NO_KERNEL_STAMP),
+    }
+    if lags:
+        largest = max(exchange.lag_ns_max or 0 for exchange in measured)
+        found["client_lag_ms_mean"] = bare(
+            statistics.fmean(lags) / NS_PER_MS, "ms", len(lags), "the client's own part: no interval within a run"
+        )
+        found["client_lag_ms_max"] = bare(largest / NS_PER_MS, "ms", len(lags), "the largest of all: no interval")
+    arrivals = sum(len(exchange.arrivals_ns) for exchange in measured)
+    shared = sum(exchange.arrivals_shared or 0 for exchange in measured)
+    found["arrivals_shared_pct"] = (
+        bare(100 * shared / arrivals, "%", arrivals, "of these arrivals: no interval within a run")
+        if arrivals
+        else missing("%", "nothing arrived")
+    )
+    span_ns = (load.ended_ns or 0) - (load.started_ns or 0)
+    found["client_cpu_pct"] = (
+        bare(100 * load.cpu_s / (span_ns / 1e9), "%", len(measured), "one value for the cell: of one core")
+        if span_ns > 0
+        else missing("%", "the cell has no length")
+    )
+    return found
+
+
+def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
+    """Why this client, not the server, shaped what was measured. Open loads: `offered_troubles` says it of sending.
+
+    Lateness is compared with TTFT, which holds it; lag with the whole latency, by which a closed loop asks again.
+    """
+    answered = [exchange for exchange in exchanges if not exchange.warmup and exchange.failure is None]
+    troubles = []
+    if not cell.is_open and answered:
+        late_ms = _typical_ms([exchange.sent_ns - exchange.due_ns for exchange in answered])
+        ttft_ms = _typical_ms([exchange.ttft_ns or 0 for exchange in answered])
+        if _matters(late_ms, ttft_ms):
+            troubles.append(
+                f"this client was the bottleneck: requests left {late_ms:.1f} ms after they were due, of a TTFT of "
+                f"{ttft_ms:.1f} ms that counts it. Lower the concurrency, or give kvgauge a core of its own"
+            )
+    lags = [exchange.lag_ns_mean for exchange in answered if exchange.lag_ns_mean is not None]
+    if lags:
+        lag_ms = _typical_ms(lags)
+        e2e_ms = _typical_ms([exchange.e2e_ns or 0 for exchange in answered])
+        if _matters(lag_ms, e2e_ms):
+            troubles.append(
+                f"this client was the bottleneck: what arrived waited {lag_ms:.1f} ms to be read, of answers that took "
+                f"{e2e_ms:.1f} ms, so less was asked of the server than the plan says. Lower the concurrency, or give "
+                "kvgauge a core of its own"
+            )
+    return troubles
+
+
+def _typical_ms(spans_ns: Sequence[int]) -> float:
+    of = statistics.median if len(spans_ns) < FEW else statistics.fmean
+    return float(of(spans_ns)) / NS_PER_MS
+
+
+def _matters(own_ms: float, measured_ms: float) -> bool:
+    return own_ms > OWN_MS_MIN and own_ms > OWN_SHARE * measured_ms
