@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup lint types unit overhead soak locks clean
+.PHONY: run test setup lint types unit overhead fuzz soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -31,6 +31,9 @@ unit: $(VENV)/ready
 
 soak: setup  ## 20 minutes of load with a worker killed every minute
 	$(BIN)/python overhead/soak.py
+
+fuzz: setup  ## a million answers no server should send
+	$(BIN)/python overhead/fuzz.py
 
 overhead: setup  ## what kvgauge itself costs, and how true and fast its client is
 	$(BIN)/python overhead/stack.py
