@@ -4,10 +4,10 @@
 
 Each stream is a real answer (streamed completions and chat, whole answers, errors, our own extension, Dynamo's error
 event inside a 200) with up to six mutations (bits, bytes, cuts, repetitions, pieces of other answers, lengths, line
-ends, endless runs), read in random pieces, closed or cut at the end. For each, what `load/stream.py` and `load/answers.py`
-promise is held: no exception; memory within ANSWER_BYTES_MAX; offsets within the body; a record that can be written;
-a failure of a known kind or none; and no stream takes longer than 2 s. The first that breaks a promise is printed, with
-its number, so that `--only NUMBER` repeats it. Exit code 1 then.
+ends, endless runs), read in random pieces, closed or cut at the end. For each, what `load/stream.py` and
+`load/answers.py` promise is held: no exception; memory within ANSWER_BYTES_MAX; offsets within the body; a record that
+can be written; a failure of a known kind or none; and no stream takes longer than 2 s. The first that breaks a promise
+is printed, with its number, so that `--only NUMBER` repeats it. Exit code 1 then.
 """
 
 import argparse
