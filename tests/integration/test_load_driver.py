@@ -491,8 +491,7 @@ def test_stop_ends_what_is_under_way_as_interrupted():
         return False
 
     with Server(silent) as server:
-        until = time.monotonic() + 0.3
-        load, exchanges = offer(server.url, {"requests": 20, "concurrency": 3}, stop=lambda: time.monotonic() > until)
+        load, exchanges = offer(server.url, {"requests": 20, "concurrency": 3}, stop=lambda: server.most_under_way == 3)
     assert load.interrupted
     assert [each.failure for each in exchanges] == ["interrupted"] * 3
     assert load.offered == 3

@@ -132,7 +132,7 @@ def test_the_clock_ends_a_load_and_what_was_due_is_finished():
     assert max(each.due_ns for each in exchanges) - load.started_ns == 490_000_000
 
 
-@pytest.mark.parametrize("shape", [{"load": "closed", "rate": None, "concurrency": 4}, {"rate": 1000.0}])
+@pytest.mark.parametrize("shape", [{"load": "closed", "rate": None, "concurrency": 4}, {"rate": 150.0}])
 def test_a_known_mean_ends_a_cell_and_what_is_under_way_is_finished(shape):
     narrow = Narrow(Until(metric="e2e_latency_ms_mean", half_width=0.5), first_seq=2)
 
