@@ -158,4 +158,4 @@ def test_the_table_says_each_thing_once_and_in_full():
         assert known.quantity.endswith("_max") == (known.take == "max"), known
     polled = [known for known in KNOWN if "xfer_time" in known.name and known.take == "mean"]
     assert len(polled) == 2
-    assert all("asks whether" in known.note for known in polled)
+    assert all("asks NIXL whether" in known.note for known in polled)

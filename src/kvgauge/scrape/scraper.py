@@ -73,6 +73,11 @@ class Scraper:
         )
         self._say(msgspec.json.encode(task) + b"\n")
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None where there is none."""
+        return self._child.pid if self._child is not None else None
+
     def mark(self) -> tuple[int, int]:
         """Have every source that answers scraped now. Returns CLOCK_MONOTONIC before and after, in ns. Bounded."""
         before_ns = time.monotonic_ns()

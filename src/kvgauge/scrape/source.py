@@ -1,5 +1,6 @@
 """One /metrics, asked again and again: at fixed times, and whenever somebody wants to know now."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -117,6 +118,8 @@ class Watcher:
         realtime_ns, time_ns = time.time_ns(), time.monotonic_ns()
         body, detail = self._fetch()
         done_ns = time.monotonic_ns()
+        if detail is not None:
+            gc.collect()  # an exception's frames refer to each other, and to all that had come: up to 64 MiB
         now = parse(body)
         up = detail is None and bool(now.values)
         rows: list[Change] = []
