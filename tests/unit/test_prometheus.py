@@ -120,6 +120,25 @@ def test_what_is_written_as_prometheus_text_is_read_back(series):
     assert all(same(read.values[key], value) for key, value in series.items())
 
 
+@given(st.lists(st.text(alphabet='ab{}="\\,# \t\n1.e+-', max_size=120), min_size=2, max_size=4))
+def test_what_was_learned_from_earlier_answers_changes_nothing(texts):
+    heads = {}
+    for text in texts:
+        learned = parse(text.encode(), heads=heads)
+        fresh = parse(text.encode())
+        assert learned == fresh
+
+
+def test_what_is_learned_is_used_and_stays_bounded():
+    heads = {}
+    parse(b'a{y="1",x="2"} 1\nb 2 1700000000\nc\t3\n', heads=heads)
+    assert heads == {'a{y="1",x="2"}': ("a", 'x="2",y="1"')}
+    assert parse(b'a{y="1",x="2"} 7\na{y="1",x="2"} x\n', heads=heads).values == {("a", 'x="2",y="1"'): 7}
+    for number in range(100):
+        parse(b"".join(b"n%d_%d 1\n" % (number, each) for each in range(10)), heads=heads, series_max=20)
+    assert len(heads) <= 20 + 10
+
+
 @given(LABELS)
 def test_labels_survive_their_text(labels):
     assert labels_of(labels_text(labels.items())) == labels

@@ -59,6 +59,7 @@ class Watcher:
         self._source, self._interval_s, self._keep = source, interval_s, keep
         self._site: Site | None = None
         self._before: dict[tuple[str, str], float] = {}
+        self._heads: dict[str, tuple[str, str]] = {}
         self._condition = threading.Condition()
         self._wanted = self._answered = 0
         self._stopping = self._over = False
@@ -120,7 +121,7 @@ class Watcher:
         done_ns = time.monotonic_ns()
         if detail is not None:
             gc.collect()  # an exception's frames refer to each other, and to all that had come: up to 64 MiB
-        now = parse(body)
+        now = parse(body, heads=self._heads)
         up = detail is None and bool(now.values)
         rows: list[Change] = []
         if up:
