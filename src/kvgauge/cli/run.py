@@ -4,18 +4,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgauge.cli import watching
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvgauge.builds.records import Build
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
-    from kvgauge.scrape.scraper import Watching
     from kvgauge.target.contract import Target
 
 RUNS_FOLDER = "kvgauge-runs"
 REFERENCE_SOURCE = "reference plan"
-DEFAULT_INTERVAL_S, INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 0.1, 3600.0
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,20 +32,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
-    parser.add_argument(
-        "--metrics-url",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="scrape this /metrics too, a worker's for example; may be repeated",
-    )
-    parser.add_argument(
-        "--metrics-interval",
-        type=float,
-        default=DEFAULT_INTERVAL_S,
-        metavar="S",
-        help="between two scrapes (1); 0: scrape nothing",
-    )
+    watching.add_flags(parser)
     parser.add_argument(
         "--namespace",
         action="append",
@@ -124,7 +111,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     console = Console(stderr=True)
     if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
         raise UsageError("time-outs must be above 0 s and finite")
-    watching = _watching(args)
+    watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
     options = {
@@ -132,8 +119,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "transfer_timeout_s": args.transfer_timeout,
         "model": args.model,
         "namespaces": ",".join(sorted(args.namespace)) or None,
-        "metrics_urls": ",".join(watching.urls) or None if watching is not None else None,
-        "metrics_interval_s": None if args.metrics_interval == DEFAULT_INTERVAL_S else args.metrics_interval,
+        **watching.conditions(watched),
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
@@ -163,7 +149,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
             traces=traces,
-            watching=watching,
+            watching=watched,
         )
         try:
             results = conductor.conduct()
@@ -176,24 +162,6 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         more = f"interrupted: `kvgauge run --resume {folder}` goes on"
         console.print(more, style="yellow", markup=False, highlight=False)
     return conductor.exit_code()
-
-
-def _watching(args: argparse.Namespace) -> "Watching | None":
-    """Which /metrics to scrape; None: none. raises UsageError"""
-    from kvgauge.failures import UsageError
-    from kvgauge.scrape.scraper import Watching
-    from kvgauge.scrape.source import SOURCES_MAX, metrics_url
-
-    if args.metrics_interval == 0:
-        if args.metrics_url:
-            raise UsageError("--metrics-interval 0 scrapes nothing: leave --metrics-url away, or give an interval")
-        return None
-    if not INTERVAL_S_MIN <= args.metrics_interval <= INTERVAL_S_MAX:
-        raise UsageError(f"--metrics-interval must be {INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g} s, or 0 for none")
-    urls = tuple(dict.fromkeys(metrics_url(url) for url in args.metrics_url))
-    if len(urls) > SOURCES_MAX:
-        raise UsageError(f"{len(urls)} --metrics-url are more than the {SOURCES_MAX} that one client scrapes")
-    return Watching(urls=urls, interval_s=args.metrics_interval)
 
 
 def _after(folder: Path) -> str:
