@@ -28,13 +28,16 @@ from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
 from kvgauge.samples.disk import FULL, disk_errors, unwritten
 from kvgauge.samples.files import SampleWriter
+from kvgauge.samples.read import load_metrics
 from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.scrape.scraper import Scraper, Watching
 from kvgauge.stats.batches import Narrow
 from kvgauge.stats.cells import cell_metrics
 from kvgauge.stats.client import client_metrics, client_troubles
 from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
+from kvgauge.stats.server import metric_names, server_cells
 from kvgauge.target.contract import Target
 
 SEED_BITS = 48
@@ -63,6 +66,7 @@ class Measured(msgspec.Struct):
     failure: str | None = None
     interrupted: bool = False
     mishaps: list[tuple[str, str]] = []  # (cell, what ended there and was started again)
+    windows: dict[str, tuple[int, int]] = {}  # cell -> from its first scrape to its last, ns of CLOCK_MONOTONIC
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
@@ -74,6 +78,7 @@ class Conductor:
     conditions   what the plan is conducted under; written down, so that it can be resumed
     done         results of runs that an earlier process finished: they are not repeated
     traces       the requests of every trace the plan replays, by its path
+    watching     which /metrics to keep beside the samples; None: none
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Conductor:
         done: Mapping[str, Sequence[RunResult]] | None = None,
         request_timeout_s: float = 120.0,
         traces: Mapping[str, tuple[TraceRequest, ...]] | None = None,
+        watching: Watching | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -95,6 +101,7 @@ class Conductor:
         self._runs = expand(plan)
         self._conditions = conditions
         self._traces = traces or {}
+        self._watching = watching
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
 
@@ -144,7 +151,8 @@ class Conductor:
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
-                self._measure(run, target, writer, measured)
+                with Scraper(folder, run.run_id, self._watching) as scraper:
+                    self._measure(run, target, writer, measured, scraper)
         except SamplesError:
             raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
         except KvgaugeError as error:
@@ -160,10 +168,16 @@ class Conductor:
             encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
             with disk_errors(folder, "evidence.json"):
                 (folder / "evidence.json").write_bytes(encoded)
-        return judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._traces)
+        server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
+        results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._traces)
+        return [
+            msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
+            for result in results
+        ]
 
-    def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured) -> None:
+    def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured, scraper: Scraper) -> None:
         endpoint = target.start(run)
+        scraper.watch(endpoint.url)
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
         with Driver(
@@ -171,7 +185,9 @@ class Conductor:
         ) as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
+                begin_ns, _ = scraper.mark()
                 self._offer(run, cell, driver, target, writer, measured)
+                measured.windows[cell.name] = (begin_ns, scraper.mark()[1])
                 if measured.interrupted or measured.failure is not None or _hopeless(measured):
                     break
                 target.wait_serving()

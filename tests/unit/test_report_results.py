@@ -90,6 +90,7 @@ def test_the_shape_is_the_documented_one():
         "reasons",
         "metrics",
         "proved",
+        "server",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

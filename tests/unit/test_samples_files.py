@@ -9,7 +9,7 @@ from kvgauge.samples import files
 from kvgauge.samples.files import SampleWriter, seal
 from kvgauge.samples.read import load_exchanges, load_transfers
 from kvgauge.samples.records import Exchange, Phases, Transfer
-from kvgauge.samples.schema import CUT_OFF_KEY, KINDS, VERSION_KEY, schema_of
+from kvgauge.samples.schema import CUT_OFF_KEY, OURS, VERSION_KEY, schema_of
 
 PHASES = Phases(clock="monotonic", host="h", received_ns=-5, prefill_start_ns=2, written_ns=1 << 62)
 
@@ -80,7 +80,7 @@ def test_what_was_added_comes_back_from_parquet(tmp_path):
     assert load_exchanges(folder, run_id="r2") == EXCHANGES[-1:]
     assert [each.request_id for each in load_transfers(folder)] == ["a", "b"]
     assert load_transfers(folder, run_id="r1") == [transfer("a")]
-    assert sorted(path.name for path in folder.iterdir()) == [f"{kind}.parquet" for kind in sorted(KINDS)]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{kind}.parquet" for kind in sorted(OURS)]
 
 
 def test_an_empty_run_leaves_empty_files(tmp_path):
@@ -136,12 +136,12 @@ def test_streams_cut_at_any_byte_give_their_complete_batches(tmp_path):
         if seq % 3 == 2:
             writer.flush()
     everything = load_exchanges(whole)
-    content = {kind: (whole / f"{kind}.arrows").read_bytes() for kind in KINDS}
+    content = {kind: (whole / f"{kind}.arrows").read_bytes() for kind in OURS}
     rng, seen = random.Random(7), set()
     for attempt in range(150):
         cut = tmp_path / str(attempt)
         cut.mkdir()
-        for kind in KINDS:
+        for kind in OURS:
             kept = rng.randrange(len(content[kind]) + 1) if rng.random() < 0.7 else len(content[kind])
             (cut / f"{kind}.arrows").write_bytes(content[kind][:kept])
         got = load_exchanges(cut)

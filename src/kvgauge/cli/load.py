@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from kvgauge.cli import watching
+
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
@@ -37,6 +39,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--random-seed", "--seed", type=int, default=1, metavar="N")
     parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
+    watching.add_flags(parser)
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the cells; send nothing")
     parser.set_defaults(run=run)

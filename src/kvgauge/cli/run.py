@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgauge.cli import watching
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,6 +32,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
+    watching.add_flags(parser)
     parser.add_argument(
         "--namespace",
         action="append",
@@ -108,6 +111,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     console = Console(stderr=True)
     if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
         raise UsageError("time-outs must be above 0 s and finite")
+    watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
     options = {
@@ -115,6 +119,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "transfer_timeout_s": args.transfer_timeout,
         "model": args.model,
         "namespaces": ",".join(sorted(args.namespace)) or None,
+        **watching.conditions(watched),
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
@@ -144,6 +149,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
             traces=traces,
+            watching=watched,
         )
         try:
             results = conductor.conduct()

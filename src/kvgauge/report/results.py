@@ -20,6 +20,7 @@ from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.samples.disk import unwritten
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import over_runs
+from kvgauge.stats.server import Server
 
 SCHEMA = 1
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
@@ -39,6 +40,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
     reasons  why it is not valid, each with what to do
     proved   run-level entries: what was seen to carry the transfers: "backend", "provider", ...
+    server   cells: what the server's own /metrics counted there; None when nothing was scraped
     """
 
     run_id: str
@@ -50,6 +52,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     metrics: dict[str, Estimate]
     proved: dict[str, str] = {}
+    server: Server | None = None
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

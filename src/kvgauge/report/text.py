@@ -11,6 +11,7 @@ from kvgauge.report.loads import load_tables
 from kvgauge.report.numbers import MIB, NONE, interval_text, number, plain, value_text, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.results import Results, RunResult, TestResult
+from kvgauge.report.server import server_line
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
 
@@ -208,6 +209,9 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
     phases = _phases(test, cell)
     if phases:
         yield plain(phases)
+    served = server_line(test, cell)
+    if served:
+        yield plain(served)
     yield "handshakes: " + ", ".join(
         f"{name} {_one_line(test, metric, notes)}"
         for name, metric in (("NIXL", "handshake_count_nixl"), ("EFA", "handshake_count_efa"))

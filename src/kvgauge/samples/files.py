@@ -18,7 +18,7 @@ import numpy as np
 from kvgauge.failures import SamplesError
 from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.records import Exchange, Transfer
-from kvgauge.samples.schema import CUT_OFF_KEY, KINDS, PHASES, Kind, check_schema, schema_of
+from kvgauge.samples.schema import CUT_OFF_KEY, KINDS, OURS, PHASES, Kind, check_schema, schema_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class SampleWriter:
         self._transfers: list[tuple[str, Transfer]] = []
         self._arrivals_ns = array("q")
         self._flushed_ns = clock_ns()
-        self._streams: dict[Kind, _Stream] = {}
+        self._streams: dict[Kind, Stream] = {}
         self._failed: SamplesError | None = None
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +73,8 @@ class SampleWriter:
                     if path.is_file():
                         raise SamplesError(f"{path} exists: samples are never overwritten; give another folder")
             try:
-                for kind in reversed(KINDS):  # exchanges last: where they are, a reader finds the others too
-                    self._streams[kind] = _Stream(stream_path(folder, kind), kind)
+                for kind in reversed(OURS):  # exchanges last: where they are, a reader finds the others too
+                    self._streams[kind] = Stream(stream_path(folder, kind), kind)
             except BaseException:
                 self._close_streams()
                 raise
@@ -156,7 +156,7 @@ def seal(folder: Path) -> None:
     import pyarrow.parquet as pq
 
     streams = [(kind, stream_path(folder, kind)) for kind in KINDS if stream_path(folder, kind).is_file()]
-    cut_off = not all(_ends(path) for _, path in streams)
+    cut_off = not all(_ends(path) for kind, path in streams if kind in OURS)
     with disk_errors(folder):
         for kind, path in streams:
             final = parquet_path(folder, kind)
@@ -164,7 +164,7 @@ def seal(folder: Path) -> None:
                 continue
             partial = final.with_name(final.name + ".partial")
             schema = schema_of(kind)
-            if cut_off:
+            if cut_off or not _ends(path):
                 schema = schema.with_metadata({**schema.metadata, CUT_OFF_KEY: b"1"})
             try:
                 with partial.open("wb") as file:
@@ -213,20 +213,22 @@ def _ends(path: Path) -> bool:
         return file.read() == STREAM_END
 
 
-class _Stream:
+class Stream:
     """One Arrow IPC stream. Unbuffered: what was written is the kernel's.
 
     After a write that failed nothing more is written: readers would take it for the rest of the torn batch.
+    compression  of every batch: None, or "zstd" where the same text comes again and again
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, *, compression: str | None = None) -> None:
         import pyarrow as pa
 
         self._schema = schema_of(kind)
         self._torn = False
         self._file = pa.OSFile(str(path), mode="wb")  # which writes all or raises, as a raw Python file does not
         try:
-            self._writer = pa.ipc.new_stream(self._file, self._schema)
+            options = pa.ipc.IpcWriteOptions(compression=compression)
+            self._writer = pa.ipc.new_stream(self._file, self._schema, options=options)
         except BaseException:
             self._file.close()
             raise

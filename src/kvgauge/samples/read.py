@@ -1,6 +1,6 @@
 """Samples back from disk: from Parquet, or from the streams of a run that was cut off."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from kvgauge.failures import SamplesError
 from kvgauge.samples.files import parquet_path, read_stream, stream_path
-from kvgauge.samples.records import Exchange, Phases, Transfer
+from kvgauge.samples.records import Exchange, MetricPoint, Phases, Transfer
 from kvgauge.samples.schema import CUT_OFF_KEY, PHASES, Kind, check_schema, schema_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,22 @@ def load_transfers(folder: Path, *, run_id: str | None = None) -> list[Transfer]
         del row["run_id"]
         transfers.append(_checked(row, Transfer))
     return transfers
+
+
+def load_metrics(folder: Path, *, run_id: str | None = None, names: Collection[str] | None = None) -> list[MetricPoint]:
+    """Every series that changed, in the order they were written, of these names only when they are given.
+
+    Empty when nothing was scraped. raises SamplesError when what is there cannot be read
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (parquet_path(folder, "metrics").is_file() or stream_path(folder, "metrics").is_file()):
+        return []
+    table = _table(folder, "metrics")
+    if names is not None:
+        table = table.filter(pc.field("name").isin(pa.array(sorted(names), type=pa.string())))
+    return [_checked(row, MetricPoint) for row in _rows(table, run_id)]
 
 
 def _table(folder: Path, kind: Kind) -> "pa.Table":

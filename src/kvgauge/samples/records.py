@@ -118,6 +118,29 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
 
 
+class MetricPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One series of a /metrics that changed between two scrapes, or came, or went.
+
+    time_ns      CLOCK_MONOTONIC of the client just before it asked; realtime_ns is CLOCK_REALTIME then
+    done_ns      the answer was whole, or given up
+    labels       as evidence/prometheus.py's `labels_text` writes them
+    kind         counter, gauge, histogram, summary or unknown
+    value        None: the series is gone
+    detail       of `kvgauge:up`, which every scrape has: why it is 0, or what could not be read
+    """
+
+    run_id: str
+    source: str
+    time_ns: int
+    done_ns: int
+    realtime_ns: int
+    name: str
+    labels: str
+    kind: str
+    value: float | None
+    detail: str | None = None
+
+
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """What it cost to connect one pair of agents: the headline is the slowest pair.
 

@@ -15,8 +15,9 @@ SCHEMA_VERSION = 1
 VERSION_KEY, KIND_KEY = b"kvgauge.schema", b"kvgauge.kind"
 CUT_OFF_KEY = b"kvgauge.cut_off"  # in Parquet made from the streams of a run that was killed
 
-Kind = Literal["exchanges", "arrivals", "transfers"]
-KINDS: tuple[Kind, ...] = ("exchanges", "arrivals", "transfers")
+Kind = Literal["exchanges", "arrivals", "transfers", "metrics"]
+KINDS: tuple[Kind, ...] = ("exchanges", "arrivals", "transfers", "metrics")
+OURS: tuple[Kind, ...] = KINDS[:3]  # what the client itself sees; metrics come from a process of their own, or not
 
 PHASES = (
     "received_ns",
@@ -88,6 +89,18 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
         ("pieces_wrong", "int64", False),
         ("failure", "string", True),
     ),
+    "metrics": (
+        ("run_id", "string", False),
+        ("source", "string", False),
+        ("time_ns", "int64", False),
+        ("done_ns", "int64", False),
+        ("realtime_ns", "int64", False),
+        ("name", "string", False),
+        ("labels", "string", False),
+        ("kind", "string", False),
+        ("value", "double", True),
+        ("detail", "string", True),
+    ),
 }
 
 
@@ -96,6 +109,7 @@ def schema_of(kind: Kind) -> "pa.Schema":
     import pyarrow as pa
 
     types = {"string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "int64": pa.int64()}
+    types["double"] = pa.float64()
     fields = [pa.field(name, types[kind_of], nullable=nullable) for name, kind_of, nullable in _COLUMNS[kind]]
     return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION).encode(), KIND_KEY: kind.encode()})
 

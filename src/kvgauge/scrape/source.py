@@ -1,0 +1,149 @@
+"""One /metrics, asked again and again: at fixed times, and whenever somebody wants to know now."""
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from kvgauge.evidence.prometheus import parse
+from kvgauge.failures import LoadError, UsageError
+from kvgauge.load.site import Site, ask, site_of
+from kvgauge.scrape.changes import UP, Change, changed, remark
+
+FETCH_TIMEOUT_S = 2.0
+SOURCES_MAX = 64
+TRIES = 3  # of a source that nobody named: with no series by then, there is none
+DETAIL_CHARACTERS_MAX = 300
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """named: the user asked for it, so its silence is counted; else it is dropped when it never answers."""
+
+    url: str
+    named: bool
+
+
+class Scrape(msgspec.Struct, frozen=True, kw_only=True):
+    """One try. changes: what it told that the last one did not, `UP` first."""
+
+    source: str
+    time_ns: int
+    done_ns: int
+    realtime_ns: int
+    up: bool
+    detail: str | None
+    changes: list[Change]
+
+
+def metrics_url(url: str) -> str:
+    """A URL whose path is left out means /metrics. raises UsageError for what cannot be scraped."""
+    try:
+        site = site_of(url)
+    except LoadError as error:
+        raise UsageError(f"--metrics-url: {error}") from None
+    return url if site.base else f"{url.rstrip('/')}/metrics"
+
+
+def origin_metrics(url: str) -> str:
+    """/metrics of the server that a URL belongs to, whatever its path."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/metrics"
+
+
+class Watcher:
+    """Scrapes one source in a thread of its own until `stop`. `keep` is called there, one scrape at a time."""
+
+    def __init__(self, source: Source, interval_s: float, keep: Callable[[Scrape], None]) -> None:
+        self._source, self._interval_s, self._keep = source, interval_s, keep
+        self._site: Site | None = None
+        self._before: dict[tuple[str, str], float] = {}
+        self._heads: dict[str, tuple[str, str]] = {}
+        self._condition = threading.Condition()
+        self._wanted = self._answered = 0
+        self._stopping = self._over = False
+        self._up: bool | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def want(self) -> int:
+        """Ask for a scrape that begins after this; what is returned goes to `wait`."""
+        with self._condition:
+            self._wanted += 1
+            self._condition.notify_all()
+            return self._wanted
+
+    def wait(self, wanted: int, deadline: float) -> None:
+        """Until that scrape is kept or the time (monotonic s) has come; a source that is down is not waited for."""
+        with self._condition:
+            while self._answered < wanted and not self._over and self._up is not False:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._condition.wait(left):
+                    return
+
+    def stop(self, timeout_s: float) -> None:
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        self._thread.join(timeout_s)
+
+    def _watch(self) -> None:
+        start, tries = time.monotonic(), 0
+        ever_up = self._source.named
+        try:
+            while (wanted := self._next(start)) is not None:
+                scrape = self._scrape()
+                tries, ever_up = tries + 1, ever_up or scrape.up
+                self._keep(scrape)
+                with self._condition:
+                    self._answered, self._up = wanted, scrape.up
+                    self._condition.notify_all()
+                if not ever_up and tries == TRIES:
+                    return
+        finally:
+            with self._condition:
+                self._over = True
+                self._condition.notify_all()
+
+    def _next(self, start: float) -> int | None:
+        """Wait for the next multiple of the interval, or until somebody wants one. None: stop."""
+        with self._condition:
+            gone_s = time.monotonic() - start
+            due = start if self._up is None else start + (gone_s // self._interval_s + 1) * self._interval_s
+            while not self._stopping and self._wanted == self._answered and (left := due - time.monotonic()) > 0:
+                self._condition.wait(left)
+            return None if self._stopping else self._wanted
+
+    def _scrape(self) -> Scrape:
+        realtime_ns, time_ns = time.time_ns(), time.monotonic_ns()
+        body, detail = self._fetch()
+        done_ns = time.monotonic_ns()
+        if detail is not None:
+            gc.collect()  # an exception's frames refer to each other, and to all that had come: up to 64 MiB
+        now = parse(body, heads=self._heads)
+        up = detail is None and bool(now.values)
+        rows: list[Change] = []
+        if up:
+            detail = remark(now)
+            rows, self._before = changed(self._before, now), now.values
+        elif detail is None:
+            detail = "; ".join(filter(None, (f"no series in {len(body):,} bytes", remark(now))))
+        return Scrape(
+            source=self._source.url,
+            time_ns=time_ns,
+            done_ns=done_ns,
+            realtime_ns=realtime_ns,
+            up=up,
+            detail=detail[:DETAIL_CHARACTERS_MAX] if detail else None,
+            changes=[(UP, "", "gauge", float(up)), *rows],
+        )
+
+    def _fetch(self) -> tuple[bytes, str | None]:
+        """The body; or nothing, and why."""
+        try:
+            self._site = self._site or site_of(self._source.url)
+            status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S)
+        except (OSError, LoadError) as error:
+            return b"", getattr(error, "strerror", None) or str(error)
+        return (body, None) if status == 200 else (b"", f"HTTP {status}")
