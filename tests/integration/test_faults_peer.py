@@ -77,19 +77,14 @@ def check_all_well_again(target, driver, restarted):
     assert {f"{name} was started again (1)" for name in restarted} <= facts
 
 
-@pytest.mark.parametrize(
-    ("backend", "test", "name", "held", "enough", "compute"),
-    [
-        ("UCX", READ, "prefill-0", "decode-0", 4, 0.1),
-        ("LIBFABRIC", READ, "prefill-0", "decode-0", 4, 0.1),
-        ("UCX", WRITE, "decode-0", "prefill-0", 1, 60),
-    ],
-)
+VANISHED = [(READ, "prefill-0", "decode-0", 4, 0.1), (WRITE, "decode-0", "prefill-0", 1, 60)]
+
+
+@pytest.mark.parametrize(("test", "name", "held", "enough", "compute"), VANISHED)
 def test_a_peer_that_vanishes_between_connection_and_transfer_fails_its_requests_alone(
-    embedded, backend, test, name, held, enough, compute
+    embedded, test, name, held, enough, compute
 ):
-    test = make_test(backend=backend, **test)
-    target, driver, failed = vanish(embedded, test, name=name, held=held, enough=enough, compute=compute)
+    target, driver, failed = vanish(embedded, make_test(**test), name=name, held=held, enough=enough, compute=compute)
     assert len(failed) == 2  # those of the worker that vanished; the other one's are answered
     assert {e.status for e in failed} <= {500, 503}
     assert all(f"{name} was killed by signal 9" in e.detail or "KV transfer failed" in e.detail for e in failed)
@@ -98,20 +93,25 @@ def test_a_peer_that_vanishes_between_connection_and_transfer_fails_its_requests
     check_all_well_again(target, driver, [name])
 
 
-def test_a_worker_that_nixl_never_lets_go_after_its_peer_vanished_is_ended_named_and_replaced(embedded):
-    """NIXL 1.5.0 over libfabric's tcp: postXfer to an agent that has gone connects anew, for ever, within the call."""
-    test = make_test(backend="LIBFABRIC", **WRITE)
-    target, driver, failed = vanish(
-        embedded, test, name="decode-0", held="prefill-0", enough=1, compute=60, silence_s=3.0
-    )
-    assert len(failed) >= 2
+@pytest.mark.parametrize(("test", "name", "held", "enough", "compute"), VANISHED)
+def test_a_worker_that_nixl_does_not_let_go_after_its_peer_vanished_is_ended_named_and_replaced(
+    embedded, test, name, held, enough, compute
+):
+    """NIXL 1.5.0 over libfabric's tcp: postXfer to an agent that has gone connects anew, for ever, within the call.
+
+    Seen every time with WRITE, now and then with READ: when the broken connection is noticed first, the transfer fails.
+    """
+    test = make_test(backend="LIBFABRIC", **test)
+    target, driver, failed = vanish(embedded, test, name=name, held=held, enough=enough, compute=compute, silence_s=3.0)
     assert {e.status for e in failed} <= {500, 503}
-    caught = [e for e in failed if "prefill-0 did nothing for" in e.detail]
-    told = [e for e in failed if "decode-0 was killed by signal 9" in e.detail]
-    assert caught, "NIXL let go: this build no longer needs the watch; say so in the test"
-    assert len(caught) + len(told) == len(failed)
     happened = target.mend()
-    assert any("prefill-0 did nothing for" in what for what in happened)
-    assert any("decode-0 was killed by signal 9" in what for what in happened)
+    assert any(f"{name} was killed by signal 9" in what for what in happened)
+    caught = [e for e in failed if f"{held} did nothing for" in e.detail]
+    told = [e for e in failed if f"{name} was killed by signal 9" in e.detail or "KV transfer failed" in e.detail]
+    assert len(caught) + len(told) == len(failed) >= 2
+    if caught:
+        assert any(f"{held} did nothing for" in what for what in happened)
+    else:
+        assert len(failed) == 2
     target.wait_serving()
-    check_all_well_again(target, driver, ["decode-0", "prefill-0"])
+    check_all_well_again(target, driver, [name, held] if caught else [name])

