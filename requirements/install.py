@@ -1,8 +1,9 @@
 """Makes the environment that the Makefile uses. Plain python3, standard library only.
 
-    python3 requirements/install.py VENV
+    python3 requirements/install.py VENV          kvgauge and what its development needs
+    python3 requirements/install.py VENV LOCK     what that lock file holds, and nothing else
 
-Everything is pinned with hashes in requirements/dev.lock; which index serves it is the machine's own setting.
+Everything is pinned with hashes (requirements/dev.lock); which index serves it is the machine's own setting.
 """
 
 import subprocess
@@ -48,13 +49,12 @@ def make_venv(venv: Path) -> None:
         fail(f"virtualenv could not make {venv} (its message stands above)")
 
 
-def install(venv: Path) -> None:
+def install(venv: Path, lock: Path | None) -> None:
     python = venv / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-    steps = (
-        [*pip, "--require-hashes", "-r", str(HERE / "dev.lock")],
-        [*pip, "--no-build-isolation", "-e", str(ROOT)],
-    )
+    steps = [[*pip, "--require-hashes", "-r", str(lock or HERE / "dev.lock")]]
+    if lock is None:
+        steps.append([*pip, "--no-build-isolation", "-e", str(ROOT)])
     for step in steps:
         if subprocess.run(step, check=False).returncode != 0:
             fail(f"this step failed (its message stands above): {' '.join(step)}")
@@ -68,7 +68,7 @@ def main() -> None:
         fail(f"kvgauge's embedded target runs on Linux (NIXL has no other wheels); this is {sys.platform}")
     venv = Path(sys.argv[1]).absolute()
     make_venv(venv)
-    install(venv)
+    install(venv, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
     (venv / "ready").touch()
 
 

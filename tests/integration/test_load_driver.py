@@ -565,6 +565,16 @@ def test_models_are_listed_and_a_server_is_waited_for():
         assert server.requests[0].startswith(b"GET /v1/models HTTP/1.1\r\n")
 
 
+def test_a_server_that_lists_no_model_is_not_ready_yet():
+    empty, listing = plain(200, b'{"object":"list","data":[]}'), plain(200, b'{"data":[{"id":"m"}]}')
+    with Server(send(empty)) as server, pytest.raises(LoadError, match=r"\(last: it lists no model yet\)"):
+        wait_ready(server.url, 0.3)
+    left = [empty, empty, listing]
+    with Server(lambda sock, nth, request: sock.sendall(left.pop(0))) as server:
+        wait_ready(server.url, 5)
+    assert left == []
+
+
 def test_a_server_that_does_not_come_up_is_one_clear_message():
     url = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(LoadError, match=r"not ready within 0\.3 s \(last: Connection refused\)"):

@@ -105,8 +105,9 @@ def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple
 
 
 def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None) -> None:
-    """Wait until the server answers /v1/models with anything that is not a server error.
+    """Wait until the server answers /v1/models with anything but a server error or an empty list.
 
+    A frontend without workers answers, and lists nothing; so does one that has found only half of them.
     raises  LoadError, with the last thing seen, when it has not by then; at once when its certificate is refused
     """
     site = site_of(url, tls)
@@ -117,12 +118,13 @@ def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None) -> None:
         except OSError as error:
             seen = error.strerror or str(error)
         else:
-            if status < 500:
+            if status < 500 and not (status == 200 and _lists_nothing(body)):
                 return
-            seen = f"HTTP {status}: {error_message(body)}"
+            seen = f"HTTP {status}: {error_message(body)}" if status != 200 else "it lists no model yet"
         time.sleep(max(0.0, min(POLL_S, deadline - time.monotonic())))
     raise LoadError(
-        f"{url} was not ready within {timeout_s:g} s (last: {seen}); is the server up, and is this its URL?"
+        f"{url} was not ready within {timeout_s:g} s (last: {seen}); "
+        "are the server and its workers up, and is this its URL?"
     )
 
 
@@ -132,6 +134,14 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+def _lists_nothing(body: bytes) -> bool:
+    """Whether this is a list of models, and empty; what is no such list is for `models` to complain about."""
+    try:
+        return not msgspec.json.decode(body, type=_Models).data
+    except UNREADABLE:
+        return False
 
 
 def models(url: str, *, tls: Tls | None = None) -> list[str]:
