@@ -173,9 +173,7 @@ class Conductor:
             with disk_errors(folder, "evidence.json"):
                 (folder / "evidence.json").write_bytes(encoded)
         server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
-        results = judge(
-            msgspec.structs.replace(run, seed=measured.seed), measured, self._files, self._plan.goodput
-        )
+        results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._files, self._plan.goodput)
         return [
             msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
             for result in results

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -31,6 +32,7 @@ def vllm(sock, nth, request):
         return sock.sendall(plain(200, json.dumps({"count": count, "max_model_len": 4096, "tokens": []}).encode()))
     if b"echo-key" in raw:
         return sock.sendall(plain(401, json.dumps({"error": {"message": f"bad key {head.decode()}"}}).encode()))
+    time.sleep(0.05)  # long beside what a busy machine adds, which would make a cell invalid
     usage = {"prompt_tokens": count, "completion_tokens": body["max_tokens"]}
     if not body.get("stream"):
         choice = {"message": {"content": "hi"}} if "messages" in body else {"text": "hi"}
@@ -133,9 +135,10 @@ def test_a_plan_of_many_kinds_of_requests_runs_and_its_key_is_on_the_wire_and_no
     assert all(f"Authorization: Bearer {KEY}".encode() in head and b"X-Team: blue" in head for head in heads)
     results = json.loads((tmp_path / "out/results.json").read_text())
     cells = {each["cell"]: each for each in results["tests"][0]["runs"]}
-    assert {name: each["status"] for name, each in cells.items() if name} == {
-        "chat": "valid", "prefix": "valid", "file": "valid", "refused": "failed",
-    }  # fmt: skip
+    assert {name: each["reasons"] for name, each in cells.items() if name and each["status"] != "valid"}.keys() == {
+        "refused"
+    }
+    assert cells["refused"]["status"] == "failed"
     assert "HTTP 401: bad key" in cells["refused"]["reasons"][0]
     chat = cells["chat"]["metrics"]
     assert chat["input_tokens_mean"]["point"] == 50

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgauge.cli import headers as header_flags
 from kvgauge.cli import watching
 
 if TYPE_CHECKING:
@@ -34,21 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
     watching.add_flags(parser)
-    parser.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="with --url: sent with each request"
-    )
-    parser.add_argument(
-        "--header-env",
-        action="append",
-        default=[],
-        metavar="NAME:VARIABLE",
-        help="with --url: a header whose value is that environment variable's; it is written down nowhere",
-    )
-    parser.add_argument(
-        "--api-key-env",
-        metavar="VARIABLE",
-        help="with --url: send that environment variable's value as Authorization: Bearer; it is written down nowhere",
-    )
+    header_flags.add_flags(parser)
     parser.add_argument(
         "--namespace",
         action="append",
@@ -129,7 +116,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         raise UsageError("time-outs must be above 0 s and finite")
     watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
-    headers = _headers(args)
+    headers = header_flags.headers_of(args)
     target_for, builds = _target_for(
         plan, args, headers, lambda line: console.print(line, markup=False, highlight=False)
     )
@@ -194,18 +181,6 @@ def _after(folder: Path) -> str:
     if (folder / CONDITIONS).exists():
         return f"With room, `kvgauge run --resume {folder}` goes on where it stopped."
     return f"Nothing was begun in {folder}: remove it."
-
-
-def _headers(args: argparse.Namespace) -> "Headers":
-    """raises UsageError"""
-    import os
-
-    from kvgauge.failures import UsageError
-    from kvgauge.load.headers import read_headers
-
-    if args.url is None and (args.header or args.header_env or args.api_key_env):
-        raise UsageError("headers and keys go with --url; the embedded target asks for none")
-    return read_headers(args.header, args.header_env, args.api_key_env, os.environ)
 
 
 def _target_for(
