@@ -19,10 +19,11 @@ from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import Driver
+from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.tally import CellLoad
 from kvgauge.plan.expand import expand
-from kvgauge.plan.records import Cell, Expect, Plan, Run
-from kvgauge.plan.trace import TraceRequest
+from kvgauge.plan.records import Cell, Expect, Goodput, Plan, Run
+from kvgauge.plan.trace import FileRequest
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
@@ -35,6 +36,7 @@ from kvgauge.stats.batches import Narrow
 from kvgauge.stats.cells import cell_metrics
 from kvgauge.stats.client import client_metrics, client_troubles
 from kvgauge.stats.estimate import Estimate
+from kvgauge.stats.goodput import goodput_metrics
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.stats.server import metric_names, server_cells
@@ -77,7 +79,8 @@ class Conductor:
     stop         asked often; True ends what is under way and keeps what there is
     conditions   what the plan is conducted under; written down, so that it can be resumed
     done         results of runs that an earlier process finished: they are not repeated
-    traces       the requests of every trace the plan replays, by its path
+    files        the requests of every trace and dataset the plan sends, by its path
+    headers      what else stands in the head of each request
     watching     which /metrics to keep beside the samples; None: none
     """
 
@@ -92,7 +95,8 @@ class Conductor:
         conditions: Conditions,
         done: Mapping[str, Sequence[RunResult]] | None = None,
         request_timeout_s: float = 120.0,
-        traces: Mapping[str, tuple[TraceRequest, ...]] | None = None,
+        files: Mapping[str, tuple[FileRequest, ...]] | None = None,
+        headers: Headers = NO_HEADERS,
         watching: Watching | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
@@ -100,7 +104,7 @@ class Conductor:
         self._request_timeout_s = request_timeout_s
         self._runs = expand(plan)
         self._conditions = conditions
-        self._traces = traces or {}
+        self._files, self._headers = files or {}, headers
         self._watching = watching
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
@@ -169,7 +173,7 @@ class Conductor:
             with disk_errors(folder, "evidence.json"):
                 (folder / "evidence.json").write_bytes(encoded)
         server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
-        results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._traces)
+        results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._files, self._plan.goodput)
         return [
             msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
             for result in results
@@ -181,7 +185,11 @@ class Conductor:
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
         with Driver(
-            endpoint.url, endpoint.model, host=platform.node(), request_timeout_s=self._request_timeout_s
+            endpoint.url,
+            endpoint.model,
+            host=platform.node(),
+            request_timeout_s=self._request_timeout_s,
+            headers=self._headers,
         ) as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
@@ -227,7 +235,7 @@ class Conductor:
             tick=tick,
             stop=stop,
             enough=lambda: narrow is not None and narrow.met,
-            trace=_trace_of(cell, self._traces),
+            requests=_requests_of(cell, self._files),
         )
         stop()  # once more: what ended with the last request belongs to this cell
         if narrow is not None:
@@ -267,12 +275,16 @@ def _hopeless(measured: Measured) -> bool:
     return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
 
 
-def _trace_of(cell: Cell, traces: Mapping[str, tuple[TraceRequest, ...]]) -> tuple[TraceRequest, ...]:
-    return () if cell.trace is None else traces[cell.trace.path]
+def _requests_of(cell: Cell, files: Mapping[str, tuple[FileRequest, ...]]) -> tuple[FileRequest, ...]:
+    file = cell.trace or cell.dataset
+    return () if file is None else files[file.path]
 
 
 def judge(
-    run: Run, measured: Measured, traces: Mapping[str, tuple[TraceRequest, ...]] = MappingProxyType({})
+    run: Run,
+    measured: Measured,
+    files: Mapping[str, tuple[FileRequest, ...]] = MappingProxyType({}),
+    goodput: Goodput | None = None,
 ) -> list[RunResult]:
     """Status, reasons and metrics of every cell of a run, and of the run as a whole. Pure."""
     against = (
@@ -285,15 +297,16 @@ def judge(
     for cell, load, exchanges in measured.loads:
         metrics: dict[str, Estimate] = {}
         if load.started_ns is not None and load.ended_ns is not None:
-            metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns)
+            metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns, streamed=cell.stream)
             metrics |= offered_metrics(load) | client_metrics(exchanges, load)
+            metrics |= goodput_metrics(goodput, exchanges, load.ended_ns - load.started_ns, streamed=cell.stream)
         if cell.name in measured.until:
             metrics["until_half_width_pct"] = measured.until[cell.name]
         ttft = metrics.get("ttft_ms_mean")
         troubles = [
             *offered_troubles(cell, load, ttft.point if ttft is not None else None),
             *client_troubles(cell, exchanges),
-            *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _trace_of(cell, traces)),
+            *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _requests_of(cell, files)),
         ]
         status, reasons = _verdict(load, measured, against, troubles)
         results.append(_result(run, cell, status, reasons, metrics))
@@ -328,7 +341,11 @@ def _verdict(load: CellLoad, measured: Measured, against: list[str], troubles: l
 
 def _whole(run: Run, measured: Measured, against: list[str]) -> RunResult:
     """The entry without a cell: what belongs to the run as a whole."""
-    metrics = run_metrics(measured.evidence, measured.exchanges) if measured.evidence is not None else {}
+    metrics = (
+        run_metrics(measured.evidence, measured.exchanges, streamed=run.cells[0].stream)
+        if measured.evidence is not None
+        else {}
+    )
     status: Status = "valid"
     reasons = list(against)
     if measured.interrupted:

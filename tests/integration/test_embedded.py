@@ -12,6 +12,7 @@ import pytest
 
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Missing
+from kvgauge.evidence.proof import cell_troubles
 from kvgauge.failures import TargetError
 from kvgauge.load.drive import Driver
 from kvgauge.models import MODELS, transfer_bytes
@@ -289,3 +290,16 @@ def test_transfers_past_their_deadline_fail_alone_blame_nobody_and_give_their_bl
     assert not [reason for reason in reasons if "carried otherwise" in reason], reasons
     failures = proof.cell_troubles(cell, exchanges)
     assert any(f"{len(failed)} of 16 requests" in line and "past its deadline" in line for line in failures), failures
+
+
+@pytest.mark.parametrize("changes", [{"stream": False}, {"shared_prefix_tokens": 40, "prefixes": 2}, {}])
+def test_text_over_chat_reaches_the_target_as_long_as_it_was_meant(embedded, changes):
+    cell = make_cell(api="chat", prompt_kind="text", requests=4, input_tokens=64, **changes)
+    target, endpoint = embedded(make_test(), cell, compute=0)
+    exchanges = []
+    with Driver(endpoint.url, endpoint.model, host="h") as driver:
+        driver.run_cell(cell, run_id="r", seed=1, on_exchange=exchanges.append)
+    assert [e.failure for e in exchanges] == [None] * 5
+    assert {(e.tokens_in, e.tokens_out) for e in exchanges} == {(66, 8)}, "the frontend writes the role before it"
+    assert cell_troubles(cell, exchanges) == []
+    assert len(moves(target, 5)) == 5

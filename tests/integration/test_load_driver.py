@@ -241,7 +241,7 @@ def test_no_two_unique_prompts_are_alike_warm_up_included():
 def test_chat_and_answers_without_streaming_work_too():
     said = plain(200, b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":7}}')
     with Server(send(said)) as server:
-        _, [exchange] = offer(server.url, api="chat", stream=False)
+        _, [exchange] = offer(server.url, {"api": "chat", "stream": False})
         assert server.requests[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
     assert (exchange.failure, exchange.tokens_out, len(exchange.arrivals_ns)) == (None, 7, 1)
 

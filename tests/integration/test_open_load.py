@@ -44,7 +44,7 @@ def offer(url, which, *, narrow=None, trace=(), **options):
             seed=1,
             on_exchange=on_exchange,
             enough=lambda: narrow is not None and narrow.met,
-            trace=trace,
+            requests=trace,
         )
     return load, sorted((each for each in exchanges if not each.warmup), key=lambda each: each.seq)
 

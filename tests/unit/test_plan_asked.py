@@ -77,3 +77,32 @@ def test_a_mistake_names_its_flag(asked, said):
         cells(**asked)
     assert said in str(caught.value)
     assert "command line" not in str(caught.value)
+
+
+def test_what_requests_ask_for_can_be_said_by_flags_too():
+    asked = Asked(
+        api="chat", stream=False, shared_prefix_tokens=100, ignore_eos=False, goodput=("ttft:200", "e2el:1500.5")
+    )
+    made = plan_of(asked, "m", no_files)
+    [cell] = made.cells
+    assert (cell.api, cell.prompt_kind, cell.stream, cell.shared_prefix_tokens) == ("chat", "text", False, 100)
+    assert not cell.ignore_eos
+    assert made.primary.metric == "e2e_latency_ms_mean"
+    assert (made.goodput.ttft_ms, made.goodput.tpot_ms, made.goodput.e2e_latency_ms) == (200, None, 1500.5)
+    [cell] = plan_of(Asked(dataset="d"), "m", lambda _: b'{"prompt": "a b"}').cells
+    assert (cell.name, cell.dataset.prompts, cell.input_tokens) == ("dataset-x128", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"goodput": ("itl:3",)}, "--goodput: expected ttft, tpot, e2el"),
+        ({"goodput": ("ttft:nan",)}, "got 'ttft:nan'"),
+        ({"shared_prefix_tokens": 512}, "--shared-prefix: expected a whole number from 1 to 510"),
+        ({"dataset": "d"}, "--dataset: cannot read d"),
+    ],
+)
+def test_a_flag_about_requests_that_cannot_be_is_named(changes, message):
+    with pytest.raises(UsageError) as caught:
+        plan_of(Asked(**changes), "m", no_files)
+    assert message in str(caught.value)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.failures import PlanError
-from kvgauge.plan import load_plan, load_traces
+from kvgauge.plan import load_files, load_plan
 from kvgauge.plan.expand import cell_s, under_way
 from kvgauge.plan.open import offered, said, span_s
 from kvgauge.plan.read import read
@@ -168,13 +168,13 @@ def test_a_trace_that_changed_since_the_plan_was_read_is_refused(tmp_path):
     assert msgspec.json.decode(msgspec.json.encode(found), type=Plan) == found
     path = found.cells[0].trace.path
     assert path == str(tmp_path / "t.jsonl")
-    assert [request.at_ns for request in load_traces(found.cells)[path]] == [0, 0, 2_000_500_000]
+    assert [request.at_ns for request in load_files(found.cells)[path]] == [0, 0, 2_000_500_000]
     (tmp_path / "t.jsonl").write_bytes(TRACE + b"\n")
     with pytest.raises(PlanError, match="not what it was when the plan was read"):
-        load_traces(found.cells)
+        load_files(found.cells)
     (tmp_path / "t.jsonl").unlink()
     with pytest.raises(PlanError, match="put it back"):
-        load_traces(found.cells)
+        load_files(found.cells)
 
 
 def trace_cell(**changes):
@@ -220,7 +220,7 @@ def test_a_quick_plan_cuts_open_loads_and_ends_of_their_own_short():
 def test_the_example_is_valid():
     found = load_plan(Path(__file__).parents[2] / "examples" / "open-loads.yaml", quick=False, tests=())
     assert {cell.load for cell in found.cells} == {*OPEN_LOADS, "closed"}
-    assert load_traces(found.cells)
+    assert load_files(found.cells)
 
 
 def test_a_load_is_said_in_words():

@@ -91,9 +91,11 @@ def test_load_plan_reads_a_file(tmp_path):
 
 
 def test_every_metric_has_a_unit_a_direction_and_a_meaning():
-    assert len(METRICS) == 5 * 5 + 2
+    assert len(METRICS) == 5 * 5 + 4
     assert all(name == metric.name and metric.unit and metric.meaning for name, metric in METRICS.items())
     assert {name for name, metric in METRICS.items() if metric.better == "higher"} == {
         "output_token_throughput_tok_s",
         "request_throughput_req_s",
+        "goodput_req_s",
+        "goodput_share_pct",
     }

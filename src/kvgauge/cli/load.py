@@ -2,6 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvgauge.cli.headers import add_flags, headers_of
+
+if TYPE_CHECKING:
+    from kvgauge.load.headers import Headers
 
 from kvgauge.cli import watching
 
@@ -35,8 +41,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                       help="of a prompt that is unique to each request (512)")  # fmt: skip
     load.add_argument("--osl", "--output-len", "--output-tokens-mean", type=int, metavar="TOKENS", help="(128)")
     load.add_argument("--prompt", metavar="TEXT", help="this text each time, instead of --isl")
+    load.add_argument("--dataset", metavar="FILE", help="prompts of ShareGPT's JSON or of JSONL, instead of --isl")
+    load.add_argument("--endpoint-type", choices=("completions", "chat"), help="(completions)")
+    load.add_argument("--no-streaming", action="store_true", help="whole answers: nothing is known of first tokens")
+    load.add_argument("--shared-prefix", type=int, metavar="TOKENS",
+                      help="of --isl, how many all prompts have in common at their start")  # fmt: skip
+    load.add_argument("--allow-eos", action="store_true", help="the model may end its answers early")
+    load.add_argument("--goodput", nargs="+", default=(), metavar="NAME:MS",
+                      help="objectives: ttft, tpot and e2el, e.g. ttft:200 tpot:50")  # fmt: skip
     load.add_argument("--repetitions", type=int, default=1, metavar="N", help="do it all N times (1)")
     load.add_argument("--random-seed", "--seed", type=int, default=1, metavar="N")
+    add_flags(parser)
     parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
     watching.add_flags(parser)
@@ -58,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.random_seed < 2**31:
         raise UsageError(f"--random-seed: expected 0 to 2147483647, got {args.random_seed}")
     site.site_of(args.url)
+    headers_of(args)  # and what is wrong with them
     asked = Asked(
         concurrency=args.concurrency,
         requests=args.request_count,
@@ -74,9 +90,17 @@ def run(args: argparse.Namespace) -> int:
         until=args.until,
         repetitions=args.repetitions,
         seed=args.random_seed,
+        dataset=args.dataset,
+        api=args.endpoint_type,
+        stream=not args.no_streaming,
+        shared_prefix_tokens=args.shared_prefix,
+        ignore_eos=not args.allow_eos,
+        goodput=tuple(" ".join(args.goodput).split()),
     )
     plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked
-    plan = plan_of(asked, args.model or ("unknown" if args.dry_run else _only_model(args.url)), file_bytes)
+    plan = plan_of(
+        asked, args.model or ("unknown" if args.dry_run else _only_model(args.url, headers_of(args))), file_bytes
+    )
     if args.dry_run:
         from rich.console import Console
 
@@ -88,12 +112,12 @@ def run(args: argparse.Namespace) -> int:
     return conduct_plan(plan, given, None)
 
 
-def _only_model(url: str) -> str:
+def _only_model(url: str, headers: "Headers") -> str:
     """raises UsageError when the server offers none or several, LoadError when it does not answer"""
     from kvgauge.failures import UsageError
     from kvgauge.load import site
 
-    served = site.models(url)
+    served = site.models(url, headers=headers)
     if len(served) != 1:
         raise UsageError(f"{url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
     return served[0]

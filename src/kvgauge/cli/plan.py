@@ -198,7 +198,7 @@ def _cells_table(plan: "Plan") -> "Table":
             f"at most {cell.concurrency}" if cell.is_open else str(cell.concurrency),
             _end(cell),
             str(cell.warmup_requests),
-            _prompt(cell),
+            _prompt(cell) + _asking(cell),
             str(cell.output_tokens) if cell.trace is None else f"{cell.trace.output_tokens_mean:.0f} on average",
             "decides" if cell.name == plan.primary.cell else "",
         )
@@ -217,11 +217,24 @@ def _end(cell: "Cell") -> str:
     return f"{cell.until.metric} within {cell.until.half_width:.2%}, at most {' or '.join(ends)}"
 
 
+def _asking(cell: "Cell") -> str:
+    """What is unusual about the requests of a cell: , as text over chat, not streamed"""
+    said = ", as text" if cell.prompt_kind == "text" and cell.prompt is None and cell.dataset is None else ""
+    said += " over chat" if cell.api == "chat" else ""
+    said += "" if cell.stream else ", not streamed"
+    said += "" if cell.ignore_eos else ", the model may end its answer"
+    return said + (f", with {', '.join(cell.extra_body)}" if cell.extra_body else "")
+
+
 def _prompt(cell: "Cell") -> str:
     if cell.trace is not None:
         return f"{cell.trace.input_tokens_mean:.0f} tokens on average, of {cell.trace.path}"
+    if cell.dataset is not None:
+        return f"{cell.dataset.prompts:,} of {cell.dataset.path}, in turn"
     if cell.prompt is None:
-        return f"{cell.input_tokens} tokens, unique"
+        shared = f"{cell.shared_prefix_tokens} of them shared" if cell.shared_prefix_tokens else "unique"
+        prefixes = f" ({cell.prefixes} prefixes)" if cell.prefixes > 1 else ""
+        return f"{cell.input_tokens} tokens, {shared}{prefixes}"
     return repr(cell.prompt if len(cell.prompt) <= 40 else cell.prompt[:40] + "...")
 
 

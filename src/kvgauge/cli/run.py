@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgauge.cli import headers as header_flags
 from kvgauge.cli import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvgauge.builds.records import Build
+    from kvgauge.load.headers import Headers
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
     from kvgauge.target.contract import Target
@@ -33,6 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
     watching.add_flags(parser)
+    header_flags.add_flags(parser)
     parser.add_argument(
         "--namespace",
         action="append",
@@ -102,7 +105,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     from kvgauge.conduct import Conductor
     from kvgauge.failures import SamplesError, UsageError
     from kvgauge.load.open_files import raise_limit, refuse_too_few
-    from kvgauge.plan import load_traces
+    from kvgauge.plan import load_files
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -113,20 +116,26 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         raise UsageError("time-outs must be above 0 s and finite")
     watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
-    target_for, builds = _target_for(plan, args, lambda line: console.print(line, markup=False, highlight=False))
+    headers = header_flags.headers_of(args)
+    target_for, builds = _target_for(
+        plan, args, headers, lambda line: console.print(line, markup=False, highlight=False)
+    )
     options = {
         "request_timeout_s": args.request_timeout,
         "transfer_timeout_s": args.transfer_timeout,
         "model": args.model,
         "namespaces": ",".join(sorted(args.namespace)) or None,
         **watching.conditions(watched),
+        "headers": "; ".join(args.header) or None,
+        "headers from the environment": ", ".join(args.header_env) or None,
+        "key from": args.api_key_env,
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
     )
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
-    traces = load_traces(plan.cells)
+    files = load_files(plan.cells)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     for build in builds.values():
         console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
@@ -148,7 +157,8 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             conditions=conditions,
             done=saved.done if saved is not None else None,
             request_timeout_s=args.request_timeout,
-            traces=traces,
+            files=files,
+            headers=headers,
             watching=watched,
         )
         try:
@@ -174,7 +184,7 @@ def _after(folder: Path) -> str:
 
 
 def _target_for(
-    plan: "Plan", args: argparse.Namespace, say: "Callable[[str], None]"
+    plan: "Plan", args: argparse.Namespace, headers: "Headers", say: "Callable[[str], None]"
 ) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
@@ -183,6 +193,8 @@ def _target_for(
     from kvgauge.failures import UsageError
 
     if args.url is not None:
+        from functools import partial
+
         from kvgauge.load import site
         from kvgauge.target.url import UrlTarget
 
@@ -194,7 +206,9 @@ def _target_for(
         if args.namespace:
             raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
         site.site_of(args.url)
-        return lambda _logs: UrlTarget(args.url, wait_ready=site.wait_ready, models=site.models, model=args.model), {}
+        wait_ready = partial(site.wait_ready, headers=headers)
+        models = partial(site.models, headers=headers)
+        return lambda _logs: UrlTarget(args.url, wait_ready=wait_ready, models=models, model=args.model), {}
     from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options
     from kvgauge.target.namespaces import read_namespaces

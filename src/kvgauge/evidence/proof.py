@@ -1,12 +1,15 @@
 """Facts and sums against what the plan asked for. Each reason says what was seen, what was wanted, what to do."""
 
 from collections.abc import Sequence
+from math import ceil
 
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.plan.records import Cell, Test
-from kvgauge.plan.trace import TraceRequest, asked
+from kvgauge.plan.trace import FileRequest, asked
 from kvgauge.samples.records import Exchange, Transfer
 
+TEXT_SHARE = 0.02  # by which a text may differ from the length asked for: our words in an unknown vocabulary
+START_TOKENS, TEMPLATE_TOKENS = 2, 128  # what a server may add to a text, and to a chat message
 WIRE_PROVIDERS = {"tcp": ("tcp", "sockets"), "efa": ("efa", "srd"), "ib": ("verbs", "rc", "dc", "ud")}
 
 
@@ -29,22 +32,24 @@ def contradictions(
     ]
 
 
-def cell_troubles(cell: Cell, measured: Sequence[Exchange], trace: tuple[TraceRequest, ...] = ()) -> list[str]:
+def cell_troubles(cell: Cell, measured: Sequence[Exchange], requests: tuple[FileRequest, ...] = ()) -> list[str]:
     """Why this cell's numbers cannot stand for what was offered: requests that failed, or were not what was asked.
 
-    trace  the requests of the trace that the cell replays
+    requests  those of the trace or dataset that the cell sends
     """
     if not measured:
         return ["no request was measured"]
-    return [*_failures(measured), *_lengths(cell, measured, trace)]
+    return [*_failures(measured), *_lengths(cell, measured, requests)]
 
 
-def _lengths(cell: Cell, measured: Sequence[Exchange], trace: tuple[TraceRequest, ...]) -> list[str]:
+def _lengths(cell: Cell, measured: Sequence[Exchange], requests: tuple[FileRequest, ...]) -> list[str]:
     """Answers and prompts that the server counted otherwise than they were asked for: another work was measured."""
-    counted = [(e, *asked(cell, trace, e.seq)) for e in measured if e.failure is None and e.tokens_source == "usage"]
-    short = [(e.tokens_out, answer) for e, _, answer in counted if e.tokens_out != answer]
+    counted = [(e, *asked(cell, requests, e.seq)) for e in measured if e.failure is None and e.tokens_source == "usage"]
+    short = [(e.tokens_out, answer) for e, _, answer in counted if _unlike(cell, e.tokens_out, answer)]
     other = [
-        (e.tokens_in, prompt) for e, prompt, _ in counted if prompt is not None and e.tokens_in not in (None, prompt)
+        (e.tokens_in, prompt)
+        for e, prompt, _ in counted
+        if prompt is not None and e.tokens_in is not None and not _fits(cell, e.tokens_in, prompt)
     ]
     troubles = []
     if short:
@@ -55,9 +60,29 @@ def _lengths(cell: Cell, measured: Sequence[Exchange], trace: tuple[TraceRequest
     if other:
         troubles.append(
             f"{len(other)} of {len(counted)} prompts were counted as another length than {other[0][1]} tokens "
-            f"(the first: {other[0][0]}): does the server take token ids as they are?"
+            f"(the first: {other[0][0]}){_why_other(cell)}"
         )
     return troubles
+
+
+def _unlike(cell: Cell, given: int, wanted: int) -> bool:
+    """A model that may end its answer may end it early, not late."""
+    return given != wanted if cell.ignore_eos else given > wanted
+
+
+def _fits(cell: Cell, counted: int, wanted: int) -> bool:
+    """Token ids are as many as they are; text is what the server's tokenizer, and its template, make of it."""
+    if cell.prompt_kind == "tokens":
+        return counted == wanted
+    slack = ceil(TEXT_SHARE * wanted)
+    added = START_TOKENS + (TEMPLATE_TOKENS if cell.api == "chat" else 0)
+    return wanted - slack <= counted <= wanted + slack + added
+
+
+def _why_other(cell: Cell) -> str:
+    if cell.prompt_kind == "tokens":
+        return ": does the server take token ids as they are?"
+    return f", more than {TEXT_SHARE:.0%} and what a template adds: use prompt_kind: tokens, or a prompt of your own"
 
 
 def _failures(measured: Sequence[Exchange]) -> list[str]:

@@ -22,11 +22,13 @@ import msgspec
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import Asked, read_answer
 from kvgauge.load.arrivals import Arrivals, arrivals_of
+from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad
 from kvgauge.load.open_files import raise_limit
-from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Api, Bodies
+from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
@@ -34,8 +36,8 @@ from kvgauge.load.stream import Incoming
 from kvgauge.load.tally import CellLoad, Tally
 from kvgauge.load.tls import Tls
 from kvgauge.load.work import Ended, Limits
-from kvgauge.plan.records import Cell
-from kvgauge.plan.trace import TraceRequest
+from kvgauge.plan.records import Api, Cell
+from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
 
 MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
@@ -59,6 +61,7 @@ class Driver:
     realtime_ns          the clock of the kernel's stamps, which become moments of clock_ns: every moment of a record
                          is of that one
     host                 name of this host, for the records
+    headers              what else stands in the head of each request
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
@@ -81,19 +84,19 @@ class Driver:
         stall_timeout_s: float = STALL_S,
         connect_timeout_s: float = CONNECT_S,
         stagger_s: float | None = None,
-        api: Api = "completions",
-        stream: bool = True,
+        headers: Headers = NO_HEADERS,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
     ) -> None:
         if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
             raise LoadError("every timeout must be above 0 s")
-        self._site: Site = site_of(url, tls)
+        self._site: Site = site_of(url, tls, headers=headers)
         self._model, self._host, self._worker = model, host, worker
         self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
         self._clock: Clock = "monotonic"
-        self._api, self._stream, self._token_ids = api, stream, token_ids
+        self._token_ids = token_ids
+        self._texts = TextLengths(self._site, model)
         self._stagger_s = stagger_s
         self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
         first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
@@ -127,7 +130,7 @@ class Driver:
         tick: Callable[[], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
-        trace: tuple[TraceRequest, ...] = (),
+        requests: tuple[FileRequest, ...] = (),
     ) -> CellLoad:
         """Offer one cell: its warm-up, then what is measured.
 
@@ -135,24 +138,23 @@ class Driver:
         tick         called about every 100 ms when no socket is ready, and at least about once a second
         stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
         enough       asked every 50 ms while requests are measured; True: nothing more becomes due, what is due is sent
-        trace        the requests of the trace that the cell replays
+        requests     those of the trace or the dataset that the cell sends
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
         bodies = Bodies(
             cell,
             model=self._model,
             seed=seed,
-            api=self._api,
-            stream=self._stream,
             token_ids=self._token_ids,
-            trace=trace,
+            requests=requests,
+            added=self._texts.added(cell),
         )
         slots = self._slots(cell)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
         work = _CellWork(
             self._site,
-            PATHS[self._api],
+            PATHS[cell.api],
             bodies,
             template,
             on_exchange=on_exchange,
@@ -176,7 +178,9 @@ class Driver:
                 start_ns = self._clock_ns() + LEAD_NS
                 arrivals: Arrivals
                 if cell.is_open:
-                    times_ns = schedule(cell, seed=seed, trace=trace)
+                    times_ns = schedule(
+                        cell, seed=seed, trace=tuple(each for each in requests if isinstance(each, TraceRequest))
+                    )
                     arrivals = open_load = OpenLoad(times_ns, slots=slots, start_ns=start_ns)
                 else:
                     arrivals = self._closed(cell, slots, start_ns=start_ns, stagger_ns=stagger_ns)
@@ -252,7 +256,7 @@ class Driver:
 
 def _shape(cell: Cell) -> tuple[object, ...]:
     """Cells whose requests take about as long, but for how many there are at a time."""
-    return cell.prompt, cell.input_tokens, cell.output_tokens
+    return cell.prompt, cell.input_tokens, cell.output_tokens, cell.dataset and cell.dataset.path, cell.stream
 
 
 class _CellWork:
@@ -364,6 +368,7 @@ class _CellWork:
         incoming = ended.incoming if ended.incoming is not None else Incoming()
         self._offset.measure()
         answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
+        answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
         self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)

@@ -2,20 +2,24 @@
 
 A unique prompt is a list of token ids, so that it has exactly the length asked for whatever the tokenizer, and no
 prefix cache can have seen it: ids 0 and 1 count the requests of the cell, the rest is random.
+
+Where text is asked for, the ids are those of 1,024 English words (words.txt) that are one token each, at the start of
+a text and after a blank, in every vocabulary we could try: docs/plan.md names them. So text has the length asked for
+too, but for what a server adds: a start token, a chat template.
 """
 
 import hashlib
 import struct
-from functools import lru_cache
-from typing import Literal
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
 
 import msgspec
 
 from kvgauge.failures import LoadError
+from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.records import Cell
-from kvgauge.plan.trace import BLOCK_TOKENS, TraceRequest, asked
-
-Api = Literal["completions", "chat"]
+from kvgauge.plan.trace import BLOCK_TOKENS, FileRequest, TraceRequest, asked
 
 TOKEN_ID_LOW, TOKEN_ID_HIGH = 0, 31_999  # every vocabulary we know is at least this large
 SPAN_MIN = 256
@@ -61,6 +65,35 @@ def shared_tokens(
     return ids[: request.input_tokens]
 
 
+def prefixed_tokens(
+    seed: int, cell: Cell, seq: int, count: int, *, low: int = TOKEN_ID_LOW, high: int = TOKEN_ID_HIGH
+) -> list[int]:
+    """`count` ids of which the first `shared_prefix_tokens` are one of the cell's `prefixes`, taken in turn, and the
+    rest is unique to `seq`."""
+    shared = cell.shared_prefix_tokens
+    rest = unique_tokens(seed, cell.name, seq, max(1, count - shared), low=low, high=high)
+    if not shared:
+        return rest
+    return [*_prefix(seed, cell.name, seq % cell.prefixes, shared, low, high), *rest]
+
+
+@lru_cache(maxsize=64)
+def _prefix(seed: int, cell: str, number: int, count: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(unique_tokens(seed, f"{cell}\0prefix", number, count, low=low, high=high))
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words that text prompts are made of, by their number."""
+    return tuple(resources.files("kvgauge.load").joinpath("words.txt").read_text("ascii").split())
+
+
+def text_of(ids: list[int]) -> str:
+    """As many words as there are numbers, each below len(words())."""
+    known = words()
+    return " ".join([known[number] for number in ids])
+
+
 @lru_cache(maxsize=1024)
 def _block(seed: int, cell: str, hash_id: int, low: int, high: int) -> tuple[int, ...]:
     return tuple(unique_tokens(seed, f"{cell}\0block", hash_id, BLOCK_TOKENS, low=low, high=high))
@@ -75,9 +108,12 @@ class _Message(msgspec.Struct, frozen=True):
     content: str
 
 
-class _Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of both endpoints: `prompt` is for completions, `messages` for chat."""
+
     model: str
-    prompt: str | list[int]
+    prompt: str | list[int] | None = None
+    messages: tuple[_Message, ...] | None = None
     max_tokens: int
     temperature: int | None = None
     ignore_eos: bool = False
@@ -85,51 +121,37 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     stream_options: _StreamOptions | None = None
 
 
-class _Chat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    model: str
-    messages: tuple[_Message, ...]
-    max_tokens: int
-    temperature: int | None = None
-    ignore_eos: bool = False
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
+def body_of(cell: Cell, *, model: str, prompt: str | list[int], max_tokens: int) -> bytes:
+    """The JSON body of one request of a cell: greedy, usage asked for, to the last token unless it says otherwise.
 
-
-def completion_body(*, model: str, prompt: str | list[int], max_tokens: int, stream: bool = True) -> bytes:
-    """The JSON body of POST /v1/completions: greedy, to the last token, usage asked for."""
-    return _encode(
-        _Completion(
+    prompt  over chat it is the user's one message
+    """
+    body = _encode(
+        _Body(
             model=model,
-            prompt=prompt,
+            prompt=prompt if cell.api == "completions" else None,
+            messages=(_Message("user", str(prompt)),) if cell.api == "chat" else None,
             max_tokens=max_tokens,
             temperature=0,
-            ignore_eos=True,
-            stream=stream,
-            stream_options=_StreamOptions() if stream else None,
+            ignore_eos=cell.ignore_eos,
+            stream=cell.stream,
+            stream_options=_StreamOptions() if cell.stream else None,
         )
     )
+    return body[:-1] + b"," + _encode(cell.extra_body)[1:] if cell.extra_body else body
 
 
-def chat_body(*, model: str, prompt: str, max_tokens: int, stream: bool = True) -> bytes:
-    """The JSON body of POST /v1/chat/completions, with `prompt` as the user's one message."""
-    return _encode(
-        _Chat(
-            model=model,
-            messages=(_Message("user", prompt),),
-            max_tokens=max_tokens,
-            temperature=0,
-            ignore_eos=True,
-            stream=stream,
-            stream_options=_StreamOptions() if stream else None,
-        )
-    )
+def sample_text(cell: Cell, count: int) -> str:
+    """A text prompt of `count` words, as the cell's are; for asking a server how many tokens it makes of it."""
+    return text_of(unique_tokens(0, f"{cell.name}\0sample", 0, max(1, count), low=0, high=len(words()) - 1))
 
 
 class Bodies:
     """The bodies of one cell's requests, by their number; a literal prompt is encoded once.
 
-    trace   the requests of the trace that the cell replays, its warm-up not among them
-    raises  LoadError when the cell cannot be asked for: neither a prompt nor a length, or token ids over chat
+    requests  those of the trace or dataset that the cell sends; of a trace its warm-up is not among them
+    added     tokens that the server adds to a text, found by asking it: text prompts are made so much shorter
+    raises    LoadError when the cell cannot be asked for: neither a prompt nor a length, or token ids over chat
     """
 
     def __init__(
@@ -138,34 +160,48 @@ class Bodies:
         *,
         model: str,
         seed: int,
-        api: Api = "completions",
-        stream: bool = True,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
-        trace: tuple[TraceRequest, ...] = (),
+        requests: tuple[FileRequest, ...] = (),
+        added: int = 0,
     ) -> None:
-        self._cell, self._model, self._seed, self._stream, self._token_ids = cell, model, seed, stream, token_ids
-        self._trace = trace
+        self._cell, self._model, self._seed = cell, model, seed
+        self._requests, self._added = requests, added
+        self._is_text = cell.prompt_kind == "text"
+        self._range: dict[str, Any] = dict(zip(("low", "high"), token_ids, strict=True))
+        if self._is_text:
+            self._range = {"low": 0, "high": len(words()) - 1}
         self._literal: bytes | None = None
         if cell.prompt is not None:
-            encode = chat_body if api == "chat" else completion_body
-            self._literal = encode(model=model, prompt=cell.prompt, max_tokens=cell.output_tokens, stream=stream)
-        elif cell.input_tokens is None and cell.trace is None:
+            self._literal = body_of(cell, model=model, prompt=cell.prompt, max_tokens=cell.output_tokens)
+        elif cell.input_tokens is None and cell.trace is None and cell.dataset is None:
             raise LoadError(f"cell {cell.name}: it has neither a prompt nor input_tokens; give one of them")
-        elif api == "chat":
+        elif cell.api == "chat" and not self._is_text and cell.dataset is None:
             raise LoadError(
-                f"cell {cell.name}: chat takes text, and prompts of exact token length are lists of token ids; "
-                "use the completions API, or give the cell a literal prompt"
+                f"cell {cell.name}: chat takes text, and its prompts are lists of token ids; give it "
+                "prompt_kind: text, or use the completions API"
             )
 
     def body(self, seq: int) -> bytes:
         """The body of request `seq`."""
         if self._literal is not None:
             return self._literal
-        low, high = self._token_ids
-        count, max_tokens = asked(self._cell, self._trace, seq)
-        cell, first = self._cell.name, self._cell.warmup_requests
-        if self._cell.trace is not None and seq >= first:
-            prompt = shared_tokens(self._seed, cell, self._trace[seq - first], seq, low=low, high=high)
+        count, max_tokens = asked(self._cell, self._requests, seq)
+        prompt = self._given(seq) if self._cell.dataset is not None else self._made(seq, count or 0)
+        return body_of(self._cell, model=self._model, prompt=prompt, max_tokens=max_tokens)
+
+    def _given(self, seq: int) -> str:
+        given = self._requests[seq % len(self._requests)]
+        assert isinstance(given, DatasetPrompt)
+        return given.text
+
+    def _made(self, seq: int, count: int) -> str | list[int]:
+        cell, first = self._cell, self._cell.warmup_requests
+        if self._is_text:
+            count = max(1, count - self._added)
+        if cell.trace is not None and seq >= first:
+            request = self._requests[seq - first]
+            assert isinstance(request, TraceRequest)
+            ids = shared_tokens(self._seed, cell.name, request, seq, **self._range)[:count]
         else:
-            prompt = unique_tokens(self._seed, cell, seq, count or 0, low=low, high=high)
-        return completion_body(model=self._model, prompt=prompt, max_tokens=max_tokens, stream=self._stream)
+            ids = prefixed_tokens(self._seed, cell, seq, count, **self._range)
+        return text_of(ids) if self._is_text else ids

@@ -13,6 +13,7 @@ import msgspec
 from kvgauge import __version__
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import UNREADABLE, error_message
+from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.receive import READ_BYTES
 from kvgauge.load.stream import Incoming
 from kvgauge.load.tls import Tls, context_of, explain
@@ -31,22 +32,24 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     tls: Tls | None
     addresses: tuple[tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]], ...]
+    headers: Headers = NO_HEADERS
 
     def path(self, api_path: str) -> str:
-        """`api_path` (/v1/...) below the base path, which may itself end in /v1."""
-        return self.base + (api_path.removeprefix("/v1") if self.base.endswith("/v1") else api_path)
+        """`api_path` (/v1/..., or what stands beside /v1) below the base path, which may itself end in /v1."""
+        return self.base.removesuffix("/v1") + api_path
 
     def request(self, method: str, api_path: str, body: bytes | None = None) -> bytes:
         """The bytes of one HTTP/1.1 request."""
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body is not None else ""
         head = (
             f"{method} {self.path(api_path)} HTTP/1.1\r\nHost: {self.authority}\r\n"
-            f"User-Agent: kvgauge/{__version__}\r\nAccept: text/event-stream, application/json\r\n{content}\r\n"
+            f"User-Agent: kvgauge/{__version__}\r\nAccept: text/event-stream, application/json\r\n"
+            f"{self.headers.lines}{content}\r\n"
         )
         return head.encode("ascii") + (body or b"")
 
 
-def site_of(url: str, tls: Tls | None = None) -> Site:
+def site_of(url: str, tls: Tls | None = None, *, headers: Headers = NO_HEADERS) -> Site:
     """Take a URL apart and look its host up. raises LoadError with what to write instead.
 
     tls  how to check an https server's certificate; None: against the system's authorities
@@ -77,11 +80,12 @@ def site_of(url: str, tls: Tls | None = None) -> Site:
         host=host,
         tls=(tls or Tls()) if secure else None,
         addresses=addresses,  # type: ignore[arg-type]
+        headers=headers,
     )
 
 
-def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[int, bytes]:
-    """GET, blocking, on a connection of its own: (status, body).
+def ask(site: Site, api_path: str, *, body: bytes | None = None, timeout_s: float = ASK_TIMEOUT_S) -> tuple[int, bytes]:
+    """GET, or POST of a body, blocking, on a connection of its own: (status, body).
 
     raises  OSError (TimeoutError included), LoadError when there can be no TLS session: waiting does not mend that
     """
@@ -93,8 +97,9 @@ def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple
             with socket.create_connection(address[:2], timeout=_left(deadline)) as plain:
                 sock = context.wrap_socket(plain, server_hostname=site.host) if context is not None else plain
                 with sock:
-                    sock.sendall(site.request("GET", api_path))
-                    return _answer_of(sock, deadline)
+                    sock.sendall(site.request("GET" if body is None else "POST", api_path, body))
+                    status, said = _answer_of(sock, deadline)
+                    return status, site.headers.hidden(said)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # a server that is going down does that
             broken = OSError(explain(error, site.host))
         except ssl.SSLError as error:
@@ -104,13 +109,13 @@ def ask(site: Site, api_path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple
     raise broken
 
 
-def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None) -> None:
+def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None, headers: Headers = NO_HEADERS) -> None:
     """Wait until the server answers /v1/models with anything but a server error or an empty list.
 
     A frontend without workers answers, and lists nothing; so does one that has found only half of them.
     raises  LoadError, with the last thing seen, when it has not by then; at once when its certificate is refused
     """
-    site = site_of(url, tls)
+    site = site_of(url, tls, headers=headers)
     deadline, seen = time.monotonic() + timeout_s, "nothing was tried"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -144,10 +149,10 @@ def _lists_nothing(body: bytes) -> bool:
         return False
 
 
-def models(url: str, *, tls: Tls | None = None) -> list[str]:
+def models(url: str, *, tls: Tls | None = None, headers: Headers = NO_HEADERS) -> list[str]:
     """The models the server offers, by its own names. raises LoadError when it does not say."""
     try:
-        status, body = ask(site_of(url, tls), "/v1/models")
+        status, body = ask(site_of(url, tls, headers=headers), "/v1/models")
     except OSError as error:
         raise LoadError(f"{url} does not answer: {error.strerror or error}; is the server up?") from None
     if status != 200:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvgauge.plan.records import Cell, Plan
-    from kvgauge.plan.trace import TraceRequest
+    from kvgauge.plan.trace import FileRequest
 
 
 def _plan_text(path: Path) -> bytes:
@@ -25,27 +25,31 @@ def _plan_text(path: Path) -> bytes:
 
 
 def file_bytes(path: str) -> bytes:
-    """A trace's bytes; one byte too many when it is longer than any trace. raises OSError"""
-    from kvgauge.plan.trace import BYTES_MAX
+    """A trace's or dataset's bytes; one byte too many when it is longer than any. raises OSError"""
+    from kvgauge.plan.dataset import BYTES_MAX
 
     with Path(path).expanduser().open("rb") as file:
         return file.read(BYTES_MAX + 1)
 
 
-def load_traces(cells: "Iterable[Cell]") -> "dict[str, tuple[TraceRequest, ...]]":
-    """The requests of every trace that cells replay, by its path.
+def load_files(cells: "Iterable[Cell]") -> "dict[str, tuple[FileRequest, ...]]":
+    """The requests of every trace and dataset that cells send, by its path.
 
     raises  PlanError for one that is gone, or not the file that the plan was read with
     """
     from kvgauge.failures import PlanError
-    from kvgauge.plan.trace import again
+    from kvgauge.plan import dataset, trace
+    from kvgauge.plan.records import TraceFile
 
-    found: dict[str, tuple[TraceRequest, ...]] = {}
-    for trace in {cell.trace.path: cell.trace for cell in cells if cell.trace is not None}.values():
+    found: dict[str, tuple[FileRequest, ...]] = {}
+    for file in (file for cell in cells if (file := cell.trace or cell.dataset) is not None):
+        if file.path in found:
+            continue
         try:
-            found[trace.path] = again(trace, file_bytes(trace.path))
+            data = file_bytes(file.path)
         except OSError as error:
-            raise PlanError(f"the trace cannot be read: {error.strerror}; put it back", source=trace.path) from None
+            raise PlanError(f"it cannot be read: {error.strerror}; put it back", source=file.path) from None
+        found[file.path] = trace.again(file, data) if isinstance(file, TraceFile) else dataset.again(file, data)
     return found
 
 

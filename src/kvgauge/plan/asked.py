@@ -12,9 +12,12 @@ import msgspec
 from kvgauge.failures import PlanError, UsageError
 from kvgauge.plan.cells import read_cells
 from kvgauge.plan.nodes import parse
-from kvgauge.plan.records import UNOBSERVED, Plan, Primary, Test
+from kvgauge.plan.read import GOODPUT_MS_MAX
+from kvgauge.plan.records import UNOBSERVED, Goodput, Plan, Primary, Test
 
 SOURCE = "command line"
+OBJECTIVES = {"ttft": "ttft_ms", "tpot": "tpot_ms", "e2el": "e2e_latency_ms"}
+_MS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
 # What the reader of plans calls things, and the flag they came from.
 FLAGS = {
@@ -31,6 +34,9 @@ FLAGS = {
     "half_width": "--until",
     "metric": "--until",
     "load": "--arrival-pattern",
+    "dataset": "--dataset",
+    "api": "--endpoint-type",
+    "shared_prefix_tokens": "--shared-prefix",
 }
 
 
@@ -39,6 +45,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     concurrency  slots; with request rates the most that may be under way
     requests     for all concurrencies or rates, or one number for each
+    goodput      NAME:MS each
     until        (metric, half width as the user wrote it): stop when the mean is known so well
     """
 
@@ -57,6 +64,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     until: tuple[str, str] | None = None
     repetitions: int = 1
     seed: int = 1
+    dataset: str | None = None
+    api: str | None = None
+    stream: bool = True
+    shared_prefix_tokens: int | None = None
+    ignore_eos: bool = True
+    goodput: tuple[str, ...] = ()
 
 
 def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan:
@@ -66,7 +79,8 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
     read_file  gives the bytes of a trace; raises OSError
     raises     UsageError that names the flag
     """
-    metric = asked.until[0] if asked.until is not None else "ttft_ms_mean"
+    primary = "ttft_ms_mean" if asked.stream else "e2e_latency_ms_mean"
+    metric = asked.until[0] if asked.until is not None else primary
     text = json.dumps([_cell(asked)])  # JSON is YAML: one set of checks serves plans and flags
     if asked.until is not None and _SHARE.fullmatch(asked.until[1]):
         text = text.replace(json.dumps(asked.until[1]), asked.until[1])  # 2% is no number in JSON
@@ -92,8 +106,9 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
         tests=(test,),
         cells=cells,
         repetitions=asked.repetitions,
-        primary=Primary(metric="ttft_ms_mean", cell=cells[0].name),
+        primary=Primary(metric=primary, cell=cells[0].name),
         seed=asked.seed,
+        goodput=_goodput(asked.goodput),
     )
 
 
@@ -108,8 +123,12 @@ def _cell(asked: Asked) -> dict[str, object]:
     else:
         cell["output_tokens"] = 128 if asked.output_tokens is None else asked.output_tokens
         cell |= {"prompt": asked.prompt} if asked.prompt is not None else {}
-        if asked.input_tokens is not None or asked.prompt is None:
+        cell |= {"dataset": asked.dataset} if asked.dataset is not None else {}
+        if asked.input_tokens is not None or (asked.prompt is None and asked.dataset is None):
             cell["input_tokens"] = 512 if asked.input_tokens is None else asked.input_tokens
+    wanted = {"api": asked.api, "shared_prefix_tokens": asked.shared_prefix_tokens}
+    cell |= {key: value for key, value in wanted.items() if value is not None}
+    cell |= {"stream": asked.stream, "ignore_eos": asked.ignore_eos}
     if asked.rates:
         cell["rate"] = _one_or_all(asked.rates)
         if asked.burstiness is not None:
@@ -119,6 +138,19 @@ def _cell(asked: Asked) -> dict[str, object]:
     if asked.warmup_requests is not None:
         cell["warmup_requests"] = asked.warmup_requests
     return cell | _end(asked, load)
+
+
+def _goodput(objectives: Sequence[str]) -> Goodput | None:
+    """raises UsageError for what is not NAME:MS"""
+    limits: dict[str, float] = {}
+    for text in objectives:
+        name, _, number = text.partition(":")
+        if name not in OBJECTIVES or not _MS.fullmatch(number) or not 0 < float(number) <= GOODPUT_MS_MAX:
+            raise UsageError(
+                f"--goodput: expected {', '.join(OBJECTIVES)} with ms, such as ttft:200, got {text[:60]!r}"
+            )
+        limits[OBJECTIVES[name]] = float(number)
+    return Goodput(**limits) if limits else None
 
 
 def _load(asked: Asked) -> str:
@@ -138,7 +170,9 @@ def _load(asked: Asked) -> str:
 def _name(asked: Asked, load: str) -> str:
     if load == "trace":
         return "trace"
-    lengths = f"{asked.input_tokens or 512}x" if asked.prompt is None else "prompt-x"
+    lengths = f"{asked.input_tokens or 512}x"
+    if asked.prompt is not None or asked.dataset is not None:
+        lengths = "prompt-x" if asked.dataset is None else "dataset-x"
     several = load if len(asked.rates) > 1 or load != "closed" else ""
     return "-".join(filter(None, (f"{lengths}{asked.output_tokens or 128}", several)))
 

@@ -6,7 +6,7 @@
     {name, load: ramp, ramp: {from: 1, to: 20, over_s: 60}}    without an end of its own it ends with the ramp
     {name, load: burst, burst: {size: 10, every_s: 5}}
     {name, load: trace, trace: FILE, speed_up: 1}              the whole trace, unless an end is given
-    each with   prompt or input_tokens, and output_tokens (not for a trace); warmup_requests
+    each with   prompt, input_tokens or dataset, and output_tokens (not for a trace); warmup_requests; request.py
                 concurrency: for open loads the most that may be under way
     and an end  requests (or requests_per_slot) | duration_s
                 | until: {metric, half_width: 2%, at_most_requests and/or at_most_s}
@@ -24,6 +24,7 @@ from kvgauge.plan.metrics import UNTIL_METRICS
 from kvgauge.plan.nodes import Value, nearest
 from kvgauge.plan.open import read_shape
 from kvgauge.plan.records import OPEN_LOADS, Cell, LoadShape, Until
+from kvgauge.plan.request import REQUEST_KEYS, read_request
 
 CELL_KEYS = (
     "name",
@@ -43,6 +44,7 @@ CELL_KEYS = (
     "burst",
     "trace",
     "speed_up",
+    *REQUEST_KEYS,
 )
 ENDS = ("requests", "requests_per_slot", "duration_s", "until")
 
@@ -101,8 +103,10 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
         for key in ("output_tokens",) if is_open else ("concurrency", "output_tokens"):
             if key not in fields:
                 raise value.missing(key, "a cell")
-        shapes["prompt"], shapes["input_tokens"] = _prompt(value, fields)
+        if "dataset" not in fields:
+            shapes["prompt"], shapes["input_tokens"] = _prompt(value, fields)
         shapes["output_tokens"] = fields["output_tokens"].integer(1, TOKENS_MAX)
+    shapes |= read_request(fields, shapes.get("input_tokens"), read_file)
     rates = shapes.pop("rates", [None])
     if is_open:
         concurrencies = [_open_concurrency(fields)] * len(rates)
@@ -123,7 +127,15 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
             "rate": rate,
         }
         cells.append(msgspec.convert({**shapes, **end, **given}, Cell))
+    _refuse_without_first_tokens(value, cells)
     return [_of_trace(cell) if cell.trace is not None else cell for cell in cells]
+
+
+def _refuse_without_first_tokens(value: Value, cells: list[Cell]) -> None:
+    """An end that looks at what an answer in one piece does not show."""
+    for cell in cells:
+        if cell.until is not None and not cell.stream and cell.until.metric != "e2e_latency_ms_mean":
+            raise value.error(f"until looks at {cell.until.metric}, and without streaming nothing is known of it")
 
 
 def _warmup(concurrency: int, *, is_open: bool) -> int:

@@ -95,6 +95,8 @@ def prompt_tokens(cell: Cell) -> int:
     decides."""
     if cell.trace is not None:
         return round(cell.trace.input_tokens_mean)
+    if cell.dataset is not None:
+        return max(1, round(cell.dataset.words_mean))
     if cell.input_tokens is not None:
         return cell.input_tokens
     return -(-len(cell.prompt or "") // CHARACTERS_PER_TOKEN)

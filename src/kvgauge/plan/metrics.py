@@ -45,6 +45,21 @@ _RATES = (
     ),
 )
 
+_GOODPUT = (
+    Metric(
+        name="goodput_req_s",
+        unit="req/s",
+        better="higher",
+        meaning="requests that met all objectives of the plan's goodput, over the measured time of the cell",
+    ),
+    Metric(
+        name="goodput_share_pct",
+        unit="%",
+        better="higher",
+        meaning="requests that met all objectives of the plan's goodput, of all that were measured",
+    ),
+)
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -54,8 +69,11 @@ METRICS: dict[str, Metric] = {
             for key, statistic in STATISTICS.items()
         ),
         *_RATES,
+        *_GOODPUT,
     )
 }
 
 # A mean of a value each request has: only for these is there an interval that holds while a run is under way.
+GOODPUT_METRICS = tuple(metric.name for metric in _GOODPUT)
+STREAM_FAMILIES = ("ttft_ms", "tpot_ms", "itl_ms")  # known only where answers are streamed
 UNTIL_METRICS = ("ttft_ms_mean", "e2e_latency_ms_mean", "tpot_ms_mean")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NoReturn
 
+import msgspec
 import yaml
 
 from kvgauge.failures import PlanError
@@ -218,6 +219,33 @@ class Value:
         text = self.scalar(f"a {what}")
         if text not in valid:
             raise self.error(f"unknown {what} {shown(text)}; {nearest(text, valid)}")
+        return text
+
+    def json(self) -> Any:
+        """What stands here as JSON has it: mappings, lists, text, numbers, true, false and null.
+
+        raises  PlanError for a key that is repeated, and for a scalar that YAML takes for something JSON has not
+        """
+        if self.is_list:
+            return [Value(source=self.source, label=self.label, node=node).json() for node in self.node.value]
+        if isinstance(self.node, yaml.MappingNode):
+            keys = [
+                Value(source=self.source, label=self.label, node=node).scalar("a key") for node, _ in self.node.value
+            ]
+            return {key: value.json() for key, value in self.fields(keys).items()}
+        kind, text = self.node.tag.removeprefix("tag:yaml.org,2002:"), str(self.node.value)
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return self.flag()
+        if kind in ("int", "float"):
+            try:
+                number = msgspec.json.decode(text)
+            except msgspec.DecodeError:
+                raise self.error(f"write numbers as JSON does, or quote text: {shown(text)}") from None
+            return number
+        if kind != "str" or any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.error(f"not what JSON has; quote it: {shown(text)}")
         return text
 
     def items(self, count_max: int) -> list["Value"]:

@@ -24,7 +24,7 @@ SHAPE_KEYS: dict[str, tuple[LoadShape, ...]] = {  # key -> the loads it belongs 
     "speed_up": ("trace",),
 }
 OPTIONAL_KEYS = ("speed_up",)
-NOT_FOR_A_TRACE = ("prompt", "input_tokens", "output_tokens")
+NOT_FOR_A_TRACE = ("prompt", "input_tokens", "output_tokens", "dataset")
 
 
 def read_shape(

@@ -3,6 +3,7 @@
 Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
 
     name, repetitions, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
+    goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
@@ -21,11 +22,11 @@ from kvgauge.builds.records import BuildSource
 from kvgauge.gpus import GPUS
 from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import no_files, read_cells
-from kvgauge.plan.metrics import METRICS
+from kvgauge.plan.metrics import GOODPUT_METRICS, METRICS, STREAM_FAMILIES
 from kvgauge.plan.nodes import Value, nearest, parse
-from kvgauge.plan.records import BACKENDS, FABRICS, Cell, ColdStart, Expect, Operation, Plan, Primary, Test
+from kvgauge.plan.records import BACKENDS, FABRICS, Cell, ColdStart, Expect, Goodput, Operation, Plan, Primary, Test
 
-PLAN_KEYS = ("name", "repetitions", "seed", "primary", "baseline", "defaults", "tests", "cells")
+PLAN_KEYS = ("name", "repetitions", "seed", "primary", "goodput", "baseline", "defaults", "tests", "cells")
 TEST_KEYS = (
     "name",
     "backend",
@@ -56,6 +57,7 @@ COLD_SECONDS_MAX = {  # a capture falls between two tokens, where 30 s of silenc
     "connect_s": 600,
 }
 GRAPH_BATCH_MAX = 256  # sequences a decode worker batches
+GOODPUT_MS_MAX = 3_600_000
 NAME_CHARACTERS_MAX = 80
 NOT_FOR_TRANSFER: frozenset[str] = frozenset({"tcp", "shm"})  # fabrics of a rehearsal: they say nothing about EFA
 
@@ -92,13 +94,17 @@ def read(
             raise root.missing(key, "the plan")
     tests = _tests(fields, known_builds)
     cells = read_cells(fields["cells"], read_file, _primary_metric(fields["primary"]))
+    goodput = _goodput(fields["goodput"]) if "goodput" in fields else None
+    primary = _primary(fields["primary"], cells)
+    _refuse_unknowable(fields["primary"], primary, cells, goodput)
     return Plan(
         name=fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX),
         source=source,
         tests=tests,
         cells=cells,
         repetitions=fields["repetitions"].integer(1, 1000) if "repetitions" in fields else 5,
-        primary=_primary(fields["primary"], cells),
+        primary=primary,
+        goodput=goodput,
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
     )
@@ -120,6 +126,32 @@ def _primary(value: Value, cells: Sequence[Cell]) -> Primary:
         metric=fields["metric"].word(METRICS, "metric"),
         cell=fields["cell"].word([cell.name for cell in cells], "cell"),
     )
+
+
+def _goodput(value: Value) -> Goodput:
+    fields = value.fields(Goodput.__struct_fields__)
+    if not fields:
+        raise value.error(f"expected at least one of {', '.join(Goodput.__struct_fields__)}")
+    return Goodput(**{key: field.number(0.001, GOODPUT_MS_MAX) for key, field in fields.items()})
+
+
+def _refuse_unknowable(value: Value, primary: Primary, cells: Sequence[Cell], goodput: Goodput | None) -> None:
+    """A primary metric that its cell can never give would end every comparison in "cannot tell"."""
+    cell = next(cell for cell in cells if cell.name == primary.cell)
+    if primary.metric in GOODPUT_METRICS and goodput is None:
+        raise value.error(
+            f"{primary.metric} needs objectives: add `goodput: {{ttft_ms: 200, tpot_ms: 50}}` to the plan"
+        )
+    needs_stream = primary.metric.startswith(STREAM_FAMILIES) or (
+        primary.metric in GOODPUT_METRICS and goodput is not None and needs_first_tokens(goodput)
+    )
+    if needs_stream and not cell.stream:
+        raise value.error(f"{primary.metric} is not known in {cell.name}, whose answers are not streamed")
+
+
+def needs_first_tokens(goodput: Goodput) -> bool:
+    """Whether an objective is about more than the end of an answer."""
+    return goodput.ttft_ms is not None or goodput.tpot_ms is not None
 
 
 def _tests(fields: dict[str, Value], known_builds: Collection[str]) -> tuple[Test, ...]:

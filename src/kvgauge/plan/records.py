@@ -1,6 +1,6 @@
 """A plan and what it expands to. Frozen records; reading them is read.py, expanding them expand.py."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,8 @@ BACKENDS: tuple[Backend, ...] = ("UCX", "LIBFABRIC")
 FABRICS: tuple[Fabric, ...] = ("efa", "ib", "tcp", "shm", "cuda")
 LoadShape = Literal["single", "wave", "closed", "constant", "poisson", "gamma", "ramp", "burst", "trace"]
 OPEN_LOADS: tuple[LoadShape, ...] = ("constant", "poisson", "gamma", "ramp", "burst", "trace")
+Api = Literal["completions", "chat"]
+PromptKind = Literal["tokens", "text"]
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
 Operation = Literal["READ", "WRITE"]
 
@@ -49,6 +51,23 @@ class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
 
 
+class DatasetFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of prompts that a cell sends in turn: which, and what stands in it. It is read when it is needed.
+
+    path                as the plan names it; one that is relative starts at the plan's folder
+    words_mean          of its prompts, punctuation marks counted too; only a tokenizer could say how many tokens
+    output_tokens_mean  of the prompts that state one; None when none does
+    """
+
+    path: str
+    sha256: str
+    prompts: int
+    words_mean: float
+    words_max: int
+    output_tokens_mean: float | None
+    output_tokens_max: int | None
+
+
 class Until(msgspec.Struct, frozen=True, kw_only=True):
     """Stop as soon as the mean of `metric` is known within this share of itself: half_width / mean, at 95 %."""
 
@@ -61,7 +80,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     concurrency    slots of a closed load; of an open one (OPEN_LOADS) how many requests may be under way
     prompt         literal text, the same for each request; or None
-    input_tokens   length of a prompt that is unique to each request, when `prompt` is None
+    input_tokens   length of a prompt that is unique to each request, when there is neither `prompt` nor a file
+    dataset        prompts from a file, in its order, from the first again when all were sent
+    api            which of the two OpenAI endpoints is asked
+    stream         False: one JSON body at the end, so that nothing is known of first tokens
+    prompt_kind    of unique prompts: token ids, or words that are one token each
+    shared_prefix_tokens  of input_tokens, how many the prompts have in common at their start
+    prefixes       how many such starts there are; requests take them in turn
+    ignore_eos     ask for output_tokens to the last; False: the model may end its answer before
+    extra_body     what else stands in each request's JSON
     output_tokens  of each answer; of a trace the longest
     requests       measured requests, all slots together; where `duration_s` or `until` ends the cell, the most
     rate           requests per second of constant, poisson and gamma
@@ -87,6 +114,14 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     speed_up: float = 1.0
     duration_s: float | None = None
     until: Until | None = None
+    dataset: DatasetFile | None = None
+    api: Api = "completions"
+    stream: bool = True
+    prompt_kind: PromptKind = "tokens"
+    shared_prefix_tokens: int = 0
+    prefixes: int = 1
+    ignore_eos: bool = True
+    extra_body: dict[str, Any] = {}
 
     @property
     def is_open(self) -> bool:
@@ -161,6 +196,14 @@ class Primary(msgspec.Struct, frozen=True, kw_only=True):
     cell: str
 
 
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request must stay within to count as good, each in ms; None: not asked for. All of them, together."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2e_latency_ms: float | None = None
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to vary, how often, and what decides."""
 
@@ -172,6 +215,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     primary: Primary
     seed: int = 1
     quick: bool = False
+    goodput: Goodput | None = None
     rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
 
 

@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from kvgauge.failures import PlanError
+from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.records import Cell, TraceFile
 
 BLOCK_TOKENS = 512
@@ -36,6 +37,9 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     hash_ids: tuple[int, ...]
+
+
+FileRequest = TraceRequest | DatasetPrompt  # what a cell reads from a file
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -124,14 +128,21 @@ def again(trace: TraceFile, data: bytes) -> tuple[TraceRequest, ...]:
     return parse(data, trace.path)
 
 
-def asked(cell: Cell, trace: tuple[TraceRequest, ...], seq: int) -> tuple[int | None, int]:
-    """(prompt tokens, answer tokens) of request `seq` of a cell; prompt tokens None for literal text.
+def asked(cell: Cell, requests: "tuple[FileRequest, ...]", seq: int) -> tuple[int | None, int]:
+    """(prompt tokens, answer tokens) of request `seq` of a cell; prompt tokens None for text that is given.
+
+    requests  those of the trace or the dataset that the cell sends; none otherwise
 
     Warm-up comes first. That of a trace has its mean lengths, and none of its blocks: it must not fill prefix caches.
     """
+    if cell.dataset is not None:
+        prompt = requests[seq % len(requests)]
+        assert isinstance(prompt, DatasetPrompt)
+        return None, prompt.output_tokens or cell.output_tokens
     if cell.trace is None:
         return cell.input_tokens, cell.output_tokens
     if seq < cell.warmup_requests:
         return round(cell.trace.input_tokens_mean), round(cell.trace.output_tokens_mean)
-    request = trace[seq - cell.warmup_requests]
+    request = requests[seq - cell.warmup_requests]
+    assert isinstance(request, TraceRequest)
     return request.input_tokens, request.output_tokens

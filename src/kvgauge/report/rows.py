@@ -14,6 +14,7 @@ HEADLINE = {  # metric -> how a table's head calls it; the unit comes last
     "output_token_throughput_tok_s": ("through-", "put", "tok/s"),
     "transfer_ms_mean": ("KV", "transfer", "ms"),
 }
+OBJECTIVES_HEAD = {"goodput_req_s": ("good-", "put", "req/s")}
 METRIC_WORDS = {
     "e2e_latency_ms_mean": "average latency",
     "e2e_latency_ms_p99": "P99 latency",
@@ -21,6 +22,8 @@ METRIC_WORDS = {
     "tpot_ms_mean": "TPOT",
     "output_token_throughput_tok_s": "throughput",
     "transfer_ms_mean": "KV transfer",
+    "goodput_req_s": "goodput",
+    "goodput_share_pct": "goodput, share of requests",
     "connection_ms_max": "connection, slowest pair",
 }
 
@@ -28,6 +31,12 @@ METRIC_WORDS = {
 def metric_words(metric: str) -> str:
     """What people call a metric; its own name where nobody calls it anything else."""
     return METRIC_WORDS.get(metric, metric)
+
+
+def headline(test: TestResult) -> dict[str, tuple[str, str, str]]:
+    """The columns of a test's table; goodput where the plan has objectives."""
+    measured = {metric for run in test.runs for metric in run.metrics}
+    return HEADLINE | {metric: head for metric, head in OBJECTIVES_HEAD.items() if metric in measured}
 
 
 def unit_of(metric: str) -> str:

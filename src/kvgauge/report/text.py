@@ -128,7 +128,7 @@ def _cells_table(test: TestResult, notes: Footnotes) -> Packed:
     label = Column(("cell", "", ""), tuple(_label(test, cell, run) for cell, run in lines))
     columns = [
         Column(head, tuple(_shown(test, cell, run, metric, notes) for cell, run in lines))
-        for metric, head in rows.HEADLINE.items()
+        for metric, head in rows.headline(test).items()
     ]
     columns.append(Column(("KV bytes", "expected", "MiB"), tuple(_bytes(test, *line, notes) for line in lines)))
     columns.append(Column(("failed", "requests", ""), tuple(_failures(test, *line) for line in lines)))

@@ -29,12 +29,18 @@ PHASES: dict[str, tuple[str, str]] = {  # name -> first and last moment, fields 
 
 
 def cell_metrics(
-    exchanges: Sequence[Exchange], transfers: Sequence[Transfer], started_ns: int, ended_ns: int
+    exchanges: Sequence[Exchange],
+    transfers: Sequence[Transfer],
+    started_ns: int,
+    ended_ns: int,
+    *,
+    streamed: bool = True,
 ) -> dict[str, Estimate]:
     """Every metric of one run x cell, by name; what could not be had is there without a point and with the reason.
 
     transfers             of the whole run, or of more: those of measured requests are picked by request id
     started_ns, ended_ns  the measured stretch on the client's clock
+    streamed              False: answers came whole, so that nothing is known of first tokens
     """
     measured = [exchange for exchange in exchanges if not exchange.warmup]
     good = [exchange for exchange in measured if exchange.failure is None]
@@ -47,8 +53,16 @@ def cell_metrics(
     metrics["failures"] = counted(len(measured) - len(good), "requests", len(measured))
     metrics |= _lateness(measured)
     metrics |= _bytes_and_pieces(good, moves, _why_no_transfers(good, ids, transfers))
+    metrics |= _lengths(good)
     metrics |= phase_means(good)
-    return metrics
+    return metrics if streamed else without_first_tokens(metrics)
+
+
+def without_first_tokens(metrics: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The metrics of answers that came whole: when their first token was there, nobody saw."""
+    why = "answers were not streamed: nothing shows when their first token came"
+    unknown = ("ttft_ms", "tpot_ms", "itl_ms", "phases_of_ttft_pct")
+    return {name: missing(value.unit, why) if name.startswith(unknown) else value for name, value in metrics.items()}
 
 
 def family(
@@ -158,6 +172,24 @@ def _rates(good: Sequence[Exchange], duration_ns: int) -> dict[str, Estimate]:
         why = f"{uncounted} of {len(good)} answers carried no usage: their events are not tokens"
         rates["output_token_throughput_tok_s"] = missing("tok/s", why)
     return rates
+
+
+def _lengths(good: Sequence[Exchange]) -> dict[str, Estimate]:
+    """Mean tokens of prompts and answers, as the server counted them."""
+    counts = {
+        "input_tokens_mean": [exchange.tokens_in for exchange in good],
+        "output_tokens_mean": [exchange.tokens_out if exchange.tokens_source == "usage" else None for exchange in good],
+    }
+    found = {}
+    for name, listed in counts.items():
+        known = [count for count in listed if count is not None]
+        reason = "a fact of these requests: no interval"
+        if len(known) < len(good):
+            reason = f"{len(good) - len(known)} of {len(good)} answers carried no usage"
+        why_none = "no successful request" if not good else "no answer carried usage"
+        mean = bare(sum(known) / len(known), "tokens", len(known), reason) if known else missing("tokens", why_none)
+        found[name] = mean
+    return found
 
 
 def _lateness(measured: Sequence[Exchange]) -> dict[str, Estimate]:

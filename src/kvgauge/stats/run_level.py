@@ -10,16 +10,21 @@ from kvgauge.stats.estimate import Estimate, bare, counted, missing
 NS_PER_MS = 1e6
 
 
-def run_metrics(evidence: Evidence, exchanges: Sequence[Exchange] = ()) -> dict[str, Estimate]:
+def run_metrics(
+    evidence: Evidence, exchanges: Sequence[Exchange] = (), *, streamed: bool = True
+) -> dict[str, Estimate]:
     """The run-level metrics of results.json, by name.
 
     exchanges  of the whole run, warm-up included: the cold start is read from them
+    streamed   False: those of its first cell came whole, and their first tokens were not seen
     """
     return {
         "handshake_count_nixl": _count(evidence.handshakes_nixl, "handshakes"),
         "handshake_count_efa": _count(evidence.handshakes_efa, "handshakes"),
         **_connection_times(evidence.connections),
-        "first_request_penalty_s": first_request_penalty(exchanges),
+        "first_request_penalty_s": first_request_penalty(exchanges)
+        if streamed
+        else missing("s", "the answers of the first cell were not streamed"),
         "wire_bytes": _count(evidence.wire_bytes, "B"),
         **_machine(evidence.machine),
         "gpu_memory_bytes": _count(evidence.gpu_memory_bytes, "B"),

@@ -10,6 +10,7 @@ from kvgauge.serve.vocabulary import token_count
 
 POOL_SHARE = 0.6  # of the memory that is available, for all pools together
 LEAST_BLOCKS = 64
+ROLE_TOKENS = 2  # what the embedded frontend makes of a chat message's role
 DEFAULT_CONCURRENCY = 20
 DEFAULT_REQUEST_TOKENS = 1024
 
@@ -43,20 +44,32 @@ def pool_blocks(test: Test, cells: tuple[Cell, ...], available_bytes: int | None
 
 def context_tokens(cells: tuple[Cell, ...], default: int) -> int:
     """The longest prompt and answer together that any cell asks for; `default` without cells."""
-    return max((_prompt(cell) + cell.output_tokens for cell in cells), default=default)
+    return max((_prompt(cell) + _answer(cell) for cell in cells), default=default)
+
+
+def _answer(cell: Cell) -> int:
+    """Most answer tokens of one request."""
+    stated = cell.dataset.output_tokens_max if cell.dataset is not None else None
+    return max(cell.output_tokens, stated or 0)
 
 
 def _prompt(cell: Cell) -> int:
-    """Most prompt tokens of one request; chat and completions count text alike here."""
+    """Most prompt tokens of one request."""
+    return _text(cell) + (ROLE_TOKENS if cell.api == "chat" else 0)
+
+
+def _text(cell: Cell) -> int:
     if cell.trace is not None:
         return cell.trace.input_tokens_max
+    if cell.dataset is not None:
+        return max(1, cell.dataset.words_max)
     return cell.input_tokens if cell.input_tokens is not None else token_count(cell.prompt or "")
 
 
 def _wanted(test: Test, cells: tuple[Cell, ...]) -> dict[str, int]:
     """Enough for the cell that needs most, spread over the workers; and for one request of any cell on each.
 
-    A trace counts with its mean lengths: its longest requests hardly ever meet.
+    A trace and a dataset count with their mean lengths: their longest requests hardly ever meet.
     """
     if not cells:
         both = DEFAULT_CONCURRENCY * blocks(DEFAULT_REQUEST_TOKENS)
@@ -74,4 +87,6 @@ def _blocks(cell: Cell, answers: int) -> int:
     """Blocks of one request's prompt, with `answers` 1 of its answer too."""
     if cell.trace is not None:
         return blocks(ceil(cell.trace.input_tokens_mean + answers * cell.trace.output_tokens_mean))
+    if cell.dataset is not None:
+        return blocks(ceil(cell.dataset.words_mean + answers * _answer(cell)))
     return blocks(_prompt(cell) + answers * cell.output_tokens)
