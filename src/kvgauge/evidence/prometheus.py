@@ -67,7 +67,7 @@ def parse(
     """Read one answer. Never raises; `cut` says when a limit ended it.
 
     heads  what this or another call learned of the beginnings of lines; the next answer of the same server is then
-           read three times as fast. It changes nothing else, and never holds more than `series_max`
+           read four times as fast. It changes nothing else, and never holds more than `series_max`
     """
     heads = {} if heads is None or len(heads) > series_max else heads
     cut = None
