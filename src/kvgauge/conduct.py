@@ -21,6 +21,7 @@ from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.tally import CellLoad
+from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Expect, Goodput, Plan, Run
 from kvgauge.plan.trace import FileRequest
@@ -81,6 +82,7 @@ class Conductor:
     done         results of runs that an earlier process finished: they are not repeated
     files        the requests of every trace and dataset the plan sends, by its path
     headers      what else stands in the head of each request
+    tls          how an https target's certificate is checked
     watching     which /metrics to keep beside the samples; None: none
     """
 
@@ -97,6 +99,7 @@ class Conductor:
         request_timeout_s: float = 120.0,
         files: Mapping[str, tuple[FileRequest, ...]] | None = None,
         headers: Headers = NO_HEADERS,
+        tls: Tls | None = None,
         watching: Watching | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
@@ -104,7 +107,7 @@ class Conductor:
         self._request_timeout_s = request_timeout_s
         self._runs = expand(plan)
         self._conditions = conditions
-        self._files, self._headers = files or {}, headers
+        self._files, self._headers, self._tls = files or {}, headers, tls
         self._watching = watching
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
@@ -190,6 +193,7 @@ class Conductor:
             host=platform.node(),
             request_timeout_s=self._request_timeout_s,
             headers=self._headers,
+            tls=self._tls,
         ) as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)

@@ -100,7 +100,7 @@ class FakeTarget:
 
 def driver_of(world):
     class FakeDriver:
-        def __init__(self, url, model, *, host, request_timeout_s, headers):
+        def __init__(self, url, model, *, host, request_timeout_s, headers, tls):
             world.calls.append(("driver", url, model, request_timeout_s))
 
         def __enter__(self):

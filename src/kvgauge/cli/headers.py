@@ -1,14 +1,16 @@
-"""The flags for headers and keys, which `run` and `load` share."""
+"""The flags for how a server is asked, which `run` and `load` share: headers, keys, certificates."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvgauge.load.headers import Headers
+    from kvgauge.load.tls import Tls
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--header, --header-env and --api-key-env."""
+    """--header, --header-env, --api-key-env, --ca-file and --insecure."""
     parser.add_argument(
         "--header", action="append", default=[], metavar="NAME:VALUE", help="sent to the URL with each request"
     )
@@ -24,6 +26,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="VARIABLE",
         help="send that environment variable's value as Authorization: Bearer; it is written down nowhere",
     )
+    parser.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="of an https URL: trust these authorities (PEM), not the system's"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="of an https URL: do not check its certificate; every record says so"
+    )
 
 
 def headers_of(args: argparse.Namespace) -> "Headers":
@@ -36,3 +44,24 @@ def headers_of(args: argparse.Namespace) -> "Headers":
     if args.url is None and (args.header or args.header_env or args.api_key_env):
         raise UsageError("headers and keys go with --url; the embedded target asks for none")
     return read_headers(args.header, args.header_env, args.api_key_env, os.environ)
+
+
+def tls_of(args: argparse.Namespace) -> "Tls | None":
+    """None: as the system would check it. raises UsageError, LoadError"""
+    from kvgauge.failures import UsageError
+    from kvgauge.load.tls import Tls, context_of
+
+    if args.ca_file is None and not args.insecure:
+        return None
+    if args.url is None:
+        raise UsageError("--ca-file and --insecure go with --url; the embedded target has no certificate")
+    tls = Tls(ca_file=args.ca_file, insecure=args.insecure)
+    context_of(tls)
+    return tls
+
+
+def tls_text(args: argparse.Namespace) -> str | None:
+    """How certificates are checked, for what a run was conducted under."""
+    if args.insecure:
+        return "not verified"
+    return f"authorities of {args.ca_file}" if args.ca_file is not None else None

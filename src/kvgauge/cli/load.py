@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvgauge.cli.headers import add_flags, headers_of
+from kvgauge.cli.headers import add_flags, headers_of, tls_of
 
 if TYPE_CHECKING:
     from kvgauge.load.headers import Headers
+    from kvgauge.load.tls import Tls
 
 from kvgauge.cli import watching
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--repetitions: expected 1 to 1000, got {args.repetitions}")
     if not 0 <= args.random_seed < 2**31:
         raise UsageError(f"--random-seed: expected 0 to 2147483647, got {args.random_seed}")
-    site.site_of(args.url)
+    site.site_of(args.url, tls_of(args))
     headers_of(args)  # and what is wrong with them
     asked = Asked(
         concurrency=args.concurrency,
@@ -99,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     )
     plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked
     plan = plan_of(
-        asked, args.model or ("unknown" if args.dry_run else _only_model(args.url, headers_of(args))), file_bytes
+        asked,
+        args.model or ("unknown" if args.dry_run else _only_model(args.url, headers_of(args), tls_of(args))),
+        file_bytes,
     )
     if args.dry_run:
         from rich.console import Console
@@ -112,12 +115,12 @@ def run(args: argparse.Namespace) -> int:
     return conduct_plan(plan, given, None)
 
 
-def _only_model(url: str, headers: "Headers") -> str:
+def _only_model(url: str, headers: "Headers", tls: "Tls | None") -> str:
     """raises UsageError when the server offers none or several, LoadError when it does not answer"""
     from kvgauge.failures import UsageError
     from kvgauge.load import site
 
-    served = site.models(url, headers=headers)
+    served = site.models(url, headers=headers, tls=tls)
     if len(served) != 1:
         raise UsageError(f"{url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
     return served[0]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from kvgauge.builds.records import Build
     from kvgauge.load.headers import Headers
+    from kvgauge.load.tls import Tls
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
     from kvgauge.target.contract import Target
@@ -116,9 +117,9 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         raise UsageError("time-outs must be above 0 s and finite")
     watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
-    headers = header_flags.headers_of(args)
+    headers, tls = header_flags.headers_of(args), header_flags.tls_of(args)
     target_for, builds = _target_for(
-        plan, args, headers, lambda line: console.print(line, markup=False, highlight=False)
+        plan, args, (headers, tls), lambda line: console.print(line, markup=False, highlight=False)
     )
     options = {
         "request_timeout_s": args.request_timeout,
@@ -129,6 +130,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "headers": "; ".join(args.header) or None,
         "headers from the environment": ", ".join(args.header_env) or None,
         "key from": args.api_key_env,
+        "certificates": header_flags.tls_text(args),
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
@@ -159,6 +161,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             request_timeout_s=args.request_timeout,
             files=files,
             headers=headers,
+            tls=tls,
             watching=watched,
         )
         try:
@@ -184,7 +187,7 @@ def _after(folder: Path) -> str:
 
 
 def _target_for(
-    plan: "Plan", args: argparse.Namespace, headers: "Headers", say: "Callable[[str], None]"
+    plan: "Plan", args: argparse.Namespace, asking: "tuple[Headers, Tls | None]", say: "Callable[[str], None]"
 ) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
@@ -205,9 +208,10 @@ def _target_for(
             )
         if args.namespace:
             raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
-        site.site_of(args.url)
-        wait_ready = partial(site.wait_ready, headers=headers)
-        models = partial(site.models, headers=headers)
+        headers, tls = asking
+        site.site_of(args.url, tls)
+        wait_ready = partial(site.wait_ready, headers=headers, tls=tls)
+        models = partial(site.models, headers=headers, tls=tls)
         return lambda _logs: UrlTarget(args.url, wait_ready=wait_ready, models=models, model=args.model), {}
     from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options
