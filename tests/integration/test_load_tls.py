@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -48,6 +50,8 @@ commonName=supplied
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
     """Made for this test run by the openssl program: an authority, and what it signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("NO TLS TESTED: there is no openssl program here to make certificates with; install openssl")
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*arguments):
@@ -325,3 +329,25 @@ def test_options_that_cannot_be_used_are_refused_before_anything_is_sent(certifi
     ):
         with pytest.raises(LoadError, match=said):
             Driver(url, "m", host="h", tls=tls)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (lambda made: ["--ca-file", str(made.ca)], 0, "time to first token"),
+        (lambda _: ["--insecure"], 0, "time to first token"),
+        (lambda _: [], 3, "give its CA file"),
+        (lambda made: ["--insecure", "--ca-file", str(made.ca)], 3, "drop one of them"),
+        (lambda made: ["--ca-file", str(made.key)], 3, "PEM"),
+    ],
+)
+def test_the_command_checks_certificates_as_its_flags_say(certificates, tmp_path, flags, code, said):
+    usage = framed(b'{"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":2}}')
+    answer = HEAD + text("a") + text("b") + usage + END
+    with Server(certificates.good, certificates.key, send(answer)) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvgauge", "load", "--url", server.url, "--num-prompts", "2", "--isl", "4", "--osl",
+             "2", "--metrics-interval", "0", "--out", str(tmp_path / "out"), *flags(certificates)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
