@@ -75,3 +75,9 @@ def test_lateness_of_an_open_load_is_judged_by_what_could_leave():
 def test_failed_and_warmup_requests_say_nothing():
     others = [exchange(0, late_ms=40, warmup=True), exchange(1, late_ms=40, failure="status")]
     assert client_troubles(make_cell(), others) == []
+
+
+@pytest.mark.parametrize(("waves", "judged"), [(1, False), (4, False), (6, True)])
+def test_a_wave_is_one_send_and_a_few_of_them_are_recorded_but_not_judged(waves, judged):
+    late = [exchange(wave, late_ms=40, ttft_ms=70) for wave in range(waves) for _ in range(20)]
+    assert bool(client_troubles(make_cell(load="wave", concurrency=20), late)) is judged

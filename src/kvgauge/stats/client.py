@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 OWN_MS_MIN = 2.0  # what a client adds below this,
 OWN_SHARE = 0.1  # or below this share of what is measured, does not shape the result
-FEW = 20  # requests: below this one pause of the machine moves a mean, so the median decides
+FEW = 20  # sends: below this one pause of the machine moves a mean, so the median decides
+TOO_FEW = (
+    5  # below this one pause is all there is to see: recorded, not judged. A wave is one send: a pause hits it whole
+)
 NO_KERNEL_STAMP = "no arrival has the kernel's stamp, so the lag from it is not known"
 
 
@@ -61,15 +64,18 @@ def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
     answered = [exchange for exchange in exchanges if not exchange.warmup and exchange.failure is None]
     troubles = []
     if not cell.is_open and answered:
-        late_ms = _typical_ms([exchange.sent_ns - exchange.due_ns for exchange in answered])
-        ttft_ms = _typical_ms([exchange.ttft_ns or 0 for exchange in answered])
-        if _matters(late_ms, ttft_ms):
+        sends: dict[int, list[Exchange]] = {}
+        for exchange in answered:
+            sends.setdefault(exchange.due_ns, []).append(exchange)
+        late_ms = _typical_ms([_mean([each.sent_ns - each.due_ns for each in sent]) for sent in sends.values()])
+        ttft_ms = _typical_ms([_mean([each.ttft_ns or 0 for each in sent]) for sent in sends.values()])
+        if len(sends) >= TOO_FEW and _matters(late_ms, ttft_ms):
             troubles.append(
                 f"this client was the bottleneck: requests left {late_ms:.1f} ms after they were due, of a TTFT of "
                 f"{ttft_ms:.1f} ms that counts it. Lower the concurrency, or give kvgauge a core of its own"
             )
     lags = [exchange.lag_ns_mean for exchange in answered if exchange.lag_ns_mean is not None]
-    if lags:
+    if len(lags) >= TOO_FEW:
         lag_ms = _typical_ms(lags)
         e2e_ms = _typical_ms([exchange.e2e_ns or 0 for exchange in answered])
         if _matters(lag_ms, e2e_ms):
@@ -81,7 +87,11 @@ def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
     return troubles
 
 
-def _typical_ms(spans_ns: Sequence[int]) -> float:
+def _mean(spans_ns: Sequence[int]) -> float:
+    return statistics.fmean(spans_ns)
+
+
+def _typical_ms(spans_ns: Sequence[float]) -> float:
     of = statistics.median if len(spans_ns) < FEW else statistics.fmean
     return float(of(spans_ns)) / NS_PER_MS
 
