@@ -81,3 +81,8 @@ def test_failed_and_warmup_requests_say_nothing():
 def test_a_wave_is_one_send_and_a_few_of_them_are_recorded_but_not_judged(waves, judged):
     late = [exchange(wave, late_ms=40, ttft_ms=70) for wave in range(waves) for _ in range(20)]
     assert bool(client_troubles(make_cell(load="wave", concurrency=20), late)) is judged
+
+
+def test_a_burst_that_was_sent_at_once_says_nothing_by_its_lag_either():
+    at_once = [exchange(0, lag_ms=30, due_ns=0) for _ in range(100)]
+    assert client_troubles(make_cell(concurrency=100), at_once) == []

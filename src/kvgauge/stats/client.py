@@ -62,20 +62,22 @@ def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
     Lateness is compared with TTFT, which holds it; lag with the whole latency, by which a closed loop asks again.
     """
     answered = [exchange for exchange in exchanges if not exchange.warmup and exchange.failure is None]
+    sends: dict[int, list[Exchange]] = {}
+    for exchange in answered:
+        sends.setdefault(exchange.due_ns, []).append(exchange)
+    if len(sends) < TOO_FEW:
+        return []
     troubles = []
-    if not cell.is_open and answered:
-        sends: dict[int, list[Exchange]] = {}
-        for exchange in answered:
-            sends.setdefault(exchange.due_ns, []).append(exchange)
+    if not cell.is_open:
         late_ms = _typical_ms([_mean([each.sent_ns - each.due_ns for each in sent]) for sent in sends.values()])
         ttft_ms = _typical_ms([_mean([each.ttft_ns or 0 for each in sent]) for sent in sends.values()])
-        if len(sends) >= TOO_FEW and _matters(late_ms, ttft_ms):
+        if _matters(late_ms, ttft_ms):
             troubles.append(
                 f"this client was the bottleneck: requests left {late_ms:.1f} ms after they were due, of a TTFT of "
                 f"{ttft_ms:.1f} ms that counts it. Lower the concurrency, or give kvgauge a core of its own"
             )
     lags = [exchange.lag_ns_mean for exchange in answered if exchange.lag_ns_mean is not None]
-    if len(lags) >= TOO_FEW:
+    if lags:
         lag_ms = _typical_ms(lags)
         e2e_ms = _typical_ms([exchange.e2e_ns or 0 for exchange in answered])
         if _matters(lag_ms, e2e_ms):
