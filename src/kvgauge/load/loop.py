@@ -14,6 +14,7 @@ from kvgauge.load.arrivals import Arrivals, Due
 from kvgauge.load.open_files import why
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
+from kvgauge.load.slot import Slot, overdue
 from kvgauge.load.stream import Connection, End, Incoming
 from kvgauge.load.tls import Session, TlsFailed, context_of
 from kvgauge.load.work import Ended, Limits, Work
@@ -31,21 +32,6 @@ CUT_OF: dict[End, Cut | None] = {
 }
 
 
-class _Slot:
-    """Sends one request at a time. `fresh`: its connection was made for this request."""
-
-    __slots__ = ("begun_ns", "connect_ns", "connection", "detail", "due_ns", "fresh", "index", "request", "seq")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.connection: Connection | None = None
-        self.connect_ns = 0  # when the attempt under way, or the last one, began
-        self.request: bytes | None = None
-        self.seq = self.due_ns = self.begun_ns = 0
-        self.fresh = False
-        self.detail: str | None = None
-
-
 class Loop:
     """Sends requests through its slots and gathers what comes back. Not reentrant, not thread-safe."""
 
@@ -61,8 +47,8 @@ class Loop:
         self._site, self._limits, self._clock_ns, self._open_receiver = site, limits, clock_ns, open_receiver
         self._tls = context_of(site.tls) if site.tls is not None else None
         self._epoll = select.epoll()
-        self._slots: list[_Slot] = []
-        self._by_fd: dict[int, _Slot] = {}
+        self._slots: list[Slot] = []
+        self._by_fd: dict[int, Slot] = {}
         self._closed_fds: set[int] = set()  # closed in this pass: what epoll said of them no longer holds
         self._address_at = 0  # the address that worked last
         self._stamped = False  # by the kernel, as far as the last connection goes
@@ -79,7 +65,7 @@ class Loop:
         One that cannot be made is left to its first request, which then fails and says why.
         """
         while len(self._slots) < slots:
-            self._slots.append(_Slot(len(self._slots)))
+            self._slots.append(Slot(len(self._slots)))
         self._pass(0)  # hear of what the server closed in the meantime
         for slot in self._slots[: slots if ahead is None else ahead]:
             if slot.connection is None:
@@ -198,7 +184,7 @@ class Loop:
             )
             self._work.over(ended)
 
-    def _begin(self, slot: _Slot, due_ns: int) -> None:
+    def _begin(self, slot: Slot, due_ns: int) -> None:
         assert self._work is not None
         assert self._arrivals is not None
         assert slot.request is None, "a slot sends one request at a time"
@@ -217,7 +203,7 @@ class Loop:
         elif not slot.connection.connecting:
             self._ask(slot, slot.connection)
 
-    def _connect(self, slot: _Slot, address_at: int) -> None:
+    def _connect(self, slot: Slot, address_at: int) -> None:
         """Begin to connect to the first address that does not refuse at once, from this one on."""
         slot.fresh = slot.request is not None
         slot.connect_ns = self._clock_ns()
@@ -241,25 +227,27 @@ class Loop:
             return
         self._no_connection(slot, why(seen))
 
-    def _not_connected(self, slot: _Slot, connection: Connection, seen: str) -> None:
+    def _not_connected(self, slot: Slot, seen: str) -> None:
         """One address did not answer: on to the next, if there is one."""
+        connection = slot.connection
+        assert connection is not None
         self._drop(slot)
         if connection.address_at + 1 < len(self._site.addresses):
             self._connect(slot, connection.address_at + 1)
         else:
             self._no_connection(slot, seen)
 
-    def _no_connection(self, slot: _Slot, seen: str, cut: Cut = "connect") -> None:
+    def _no_connection(self, slot: Slot, seen: str, cut: Cut = "connect") -> None:
         self._address_at = 0
         if slot.request is not None:
             self._over(slot, cut=cut, detail=f"{self._site.authority}: {seen}")
 
-    def _no_session(self, slot: _Slot, seen: str) -> None:
+    def _no_session(self, slot: Slot, seen: str) -> None:
         """Another address of the same name would show the same certificate: none is tried."""
         self._drop(slot)
         self._no_connection(slot, seen, "tls")
 
-    def _advance(self, slot: _Slot, connection: Connection) -> None:
+    def _advance(self, slot: Slot, connection: Connection) -> None:
         """A connection on its way is ready to go on."""
         try:
             usable = connection.advance()
@@ -271,7 +259,7 @@ class Loop:
             if connection.shaking:
                 self._no_session(slot, f"the connection broke inside the TLS handshake: {seen}")
             else:
-                self._not_connected(slot, connection, seen)
+                self._not_connected(slot, seen)
             return
         if not usable:
             self._epoll.modify(connection.fd, select.EPOLLIN if connection.unsent is None else select.EPOLLOUT)
@@ -281,7 +269,7 @@ class Loop:
         if slot.request is not None:
             self._ask(slot, connection)
 
-    def _ask(self, slot: _Slot, connection: Connection) -> None:
+    def _ask(self, slot: Slot, connection: Connection) -> None:
         assert slot.request is not None
         try:
             connection.ask(slot.request)
@@ -292,7 +280,7 @@ class Loop:
         if connection.unsent is not None:
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
 
-    def _offer(self, slot: _Slot, connection: Connection) -> None:
+    def _offer(self, slot: Slot, connection: Connection) -> None:
         try:
             connection.offer()
         except OSError as error:
@@ -301,7 +289,7 @@ class Loop:
         if connection.unsent is None:
             self._epoll.modify(connection.fd, select.EPOLLIN)
 
-    def _lost(self, slot: _Slot, connection: Connection, problem: str) -> None:
+    def _lost(self, slot: Slot, connection: Connection, problem: str) -> None:
         """The request could not be sent; what the server said before it hung up may still be there to read."""
         incoming = connection.incoming
         end = connection.read()
@@ -312,7 +300,7 @@ class Loop:
         connection.unsent = connection.unsent or memoryview(b"")  # not reusable, whatever came
         self._ended(slot, connection, end)
 
-    def _ended(self, slot: _Slot, connection: Connection, end: End) -> None:
+    def _ended(self, slot: Slot, connection: Connection, end: End) -> None:
         """An answer, or the connection below it, has ended."""
         incoming = connection.incoming
         if slot.request is None or incoming is None:
@@ -335,7 +323,7 @@ class Loop:
 
     def _over(
         self,
-        slot: _Slot,
+        slot: Slot,
         *,
         cut: Cut | None,
         detail: str | None,
@@ -366,33 +354,22 @@ class Loop:
             heapq.heappush(self._due, due)
 
     def _check_deadlines(self, now_ns: int) -> None:
-        limits = self._limits
         for slot in self._slots:
-            connection = slot.connection
-            if connection is None:
+            if (late := overdue(slot, self._limits, now_ns)) is None:
                 continue
-            if connection.connecting:
-                if now_ns - slot.connect_ns <= limits.connect_ns:
-                    continue
-                if connection.shaking:
-                    self._no_session(slot, f"no TLS session within {limits.connect_ns / 1e9:g} s")
-                else:
-                    self._not_connected(slot, connection, f"no connection within {limits.connect_ns / 1e9:g} s")
-            elif slot.request is not None and connection.incoming is not None:
-                incoming, waited_ns = connection.incoming, now_ns - slot.begun_ns
-                silent_ns = now_ns - incoming.last_ns
-                if not incoming.pieces and waited_ns > limits.first_token_ns:
-                    self._give_up(slot, connection, "no_first_token", f"nothing within {waited_ns / 1e9:.1f} s")
-                elif incoming.pieces and silent_ns > limits.stall_ns:
-                    self._give_up(slot, connection, "stall", f"silent for {silent_ns / 1e9:.1f} s inside the answer")
-                elif waited_ns > limits.request_ns:
-                    self._give_up(slot, connection, "timeout", f"no end within {waited_ns / 1e9:.1f} s")
+            cut, seen = late
+            if cut == "tls":
+                self._no_session(slot, seen)
+            elif cut == "connect":
+                self._not_connected(slot, seen)
+            else:
+                self._give_up(slot, cut, seen)
 
     def _interrupt(self) -> None:
         """End what is under way; nothing new becomes due."""
         for slot in self._slots:
             if slot.request is not None:
-                self._give_up(slot, slot.connection, "interrupted", "stopped by the user")
+                self._give_up(slot, "interrupted", "stopped by the user")
         self._due.clear()
 
     def _abandon(self) -> None:
@@ -404,13 +381,14 @@ class Loop:
         self._busy = 0
         self._due.clear()
 
-    def _give_up(self, slot: _Slot, connection: Connection | None, cut: Cut, detail: str) -> None:
+    def _give_up(self, slot: Slot, cut: Cut, detail: str) -> None:
+        connection = slot.connection
         incoming = connection.incoming if connection is not None else None
         sent_ns = connection.sent_ns if connection is not None and connection.unsent is None else None
         self._drop(slot)
         self._over(slot, cut=cut, detail=detail, incoming=incoming, sent_ns=sent_ns or None)
 
-    def _drop(self, slot: _Slot) -> None:
+    def _drop(self, slot: Slot) -> None:
         """Close the slot's connection, if it has one."""
         connection, slot.connection = slot.connection, None
         if connection is None:

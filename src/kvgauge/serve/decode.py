@@ -12,11 +12,12 @@ from kvgauge.failures import TransferError
 from kvgauge.kv.layout import Int32, from_decode
 from kvgauge.kv.stamps import Checked, Identity
 from kvgauge.kv.transfer import Move, WorkerInfo
-from kvgauge.models import BLOCK_TOKENS, transfer_bytes
+from kvgauge.models import BLOCK_TOKENS
 from kvgauge.samples.records import Transfer
 from kvgauge.serve.blocks import BlockTable
 from kvgauge.serve.cold import Cold
 from kvgauge.serve.compute import GPUS, decode_ns
+from kvgauge.serve.incoming import Incoming, backend_of, record_of
 from kvgauge.serve.messages import (
     Abort,
     Decode,
@@ -31,7 +32,6 @@ from kvgauge.serve.messages import (
     Started,
     ToDecode,
     Tokens,
-    Written,
     encode,
 )
 from kvgauge.serve.ranks import LIVELY_NS, Ranks
@@ -50,22 +50,6 @@ class Sequence:
     at: int
     context: int
     joined_ns: int
-
-
-@dataclass(slots=True)
-class Incoming:
-    """A request whose KV is on its way."""
-
-    request: Decode | Reserve
-    blocks: Int32
-    move: Move | None = None
-    notes_missing: int = 0
-    arrived_ns: int | None = None  # WRITE: when the last notification came
-    written: Written | None = None
-    aborted: bool = False
-    lost: bool = False  # the prefill worker has ended; the one of that number now is another
-    deadline_ns: int = 0
-    late: str = "WRITE past its deadline: prefill's notifications did not come"
 
 
 class DecodeWorker:
@@ -207,65 +191,25 @@ class DecodeWorker:
             written = incoming.written
             if written is not None and (incoming.arrived_ns is not None or written.failure is not None):
                 del self._incoming[key]
-                self._arrived(incoming, self._write_record(incoming, written))
+                self._arrived(incoming)
             elif now_ns > incoming.deadline_ns:
                 del self._incoming[key]
                 if not incoming.lost:
                     self._stuck[key] = incoming.request.prefill_worker  # it lives: until it says so it may still write
                 self._refuse(key, incoming.late, None)
 
-    def _write_record(self, incoming: Incoming, written: Written) -> Transfer:
-        return self._record(
-            incoming.request,
-            operation="WRITE",
-            backend=written.backend,
-            descriptors=written.descriptors,
-            bytes_listed=written.bytes_listed,
-            bytes_moved=written.bytes_moved,
-            posted_ns=written.posted_ns,
-            transferred_ns=incoming.arrived_ns,
-            post_ns=written.post_ns,
-            failure=written.failure,
-        )
-
     def _moved(self, move: Move) -> None:
         incoming = self._incoming.pop(move.key)
-        backend = ",".join(sorted(move.backends)) or "none"
         if move.backends:
+            backend = backend_of(move)
             self._backends[backend] = self._backends.get(backend, 0) + 1
         if not move.settled:
             self._keep(incoming)
-        record = self._record(
-            incoming.request,
-            operation="READ",
-            backend=backend,
-            descriptors=move.descriptors,
-            bytes_listed=move.bytes_listed,
-            bytes_moved=move.bytes_moved,
-            posted_ns=move.posted_ns or 0,
-            transferred_ns=move.done_ns if move.failure is None else None,
-            post_ns=move.post_ns,
-            failure=move.failure,
-        )
-        self._arrived(incoming, record)
+        self._arrived(incoming)
 
-    def _record(self, request: Decode | Reserve, **measured: Any) -> Transfer:
-        spec = self._spec
-        return Transfer(
-            request_id=f"{request.key:016x}",
-            prefill_worker=request.prefill_worker,
-            decode_worker=spec.index,
-            prompt_tokens=request.prompt_tokens,
-            pairs=len(self._ranks.shares),
-            bytes_expected=transfer_bytes(self._ranks.model, spec.kv_dtype, request.prompt_tokens, spec.decode_tp),
-            checked_ns=0,
-            pieces=0,
-            pieces_wrong=0,
-            **measured,
-        )
-
-    def _arrived(self, incoming: Incoming, record: Transfer) -> None:
+    def _arrived(self, incoming: Incoming) -> None:
         """Check every block, then let the request join the batch; wrong blocks fail it."""
+        record = record_of(incoming, self._spec, self._ranks)
         key = incoming.request.key
         if incoming.aborted and record.failure is not None:
             self._free(key)

@@ -16,6 +16,7 @@ from kvgauge.models import BLOCK_TOKENS
 from kvgauge.serve.blocks import BlockTable
 from kvgauge.serve.cold import Cold
 from kvgauge.serve.compute import GPUS, prefill_ns
+from kvgauge.serve.incoming import backend_of
 from kvgauge.serve.messages import (
     Peers,
     Prefill,
@@ -214,7 +215,7 @@ class PrefillWorker:
 
     def _written(self, move: Move) -> None:
         del self._writes[move.key]
-        backend = ",".join(sorted(move.backends)) or "none"
+        backend = backend_of(move)
         if move.backends:
             self._backends[backend] = self._backends.get(backend, 0) + 1
         if not move.settled:
