@@ -118,10 +118,10 @@ def test_a_model_that_is_not_served_is_refused_by_name_before_any_request(fast, 
 def test_errors_of_one_request_are_told_apart(fast, stream, model, input_tokens, failure, status, detail):
     cell = Cell(
         name="e", load="single", concurrency=1, input_tokens=input_tokens, output_tokens=4, requests=1,
-        warmup_requests=0,
+        warmup_requests=0, stream=stream,
     )  # fmt: skip
     got = []
-    with Driver(fast.url, model, host=platform.node(), stream=stream, request_timeout_s=30) as driver:
+    with Driver(fast.url, model, host=platform.node(), request_timeout_s=30) as driver:
         driver.run_cell(cell, run_id="r", seed=1, on_exchange=got.append)
     assert [(e.failure, e.status, e.detail, e.arrivals_ns) for e in got] == [(failure, status, detail, ())]
 
