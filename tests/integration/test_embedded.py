@@ -161,7 +161,7 @@ def test_more_requests_than_the_pool_holds_wait_and_none_fails(embedded):
     needed = 12 * (512 + many.output_tokens) // 16
     assert needed > 3 * target._reports()["decode-0"].blocks_total  # it was full indeed
     queued = [e.phases.posted_ns - e.phases.prefill_end_ns for e in exchanges]
-    assert max(queued) > 5 * min(queued)  # and what the answers say of their phases shows who waited
+    assert max(queued) > 2 * min(queued)  # and what the answers say of their phases shows who waited
     assert held_blocks(target) == {}
     assert proof.contradictions(make_test(), target.evidence(), found, exchanges) == []
     status, raw = post(endpoint, {"prompt": [1] * 5000, "max_tokens": 1})

@@ -293,6 +293,17 @@ def test_a_write_nobody_hears_of_is_refused_in_time_but_its_blocks_wait_for_the_
     assert len(it.outbox.of(Refused)) == 1
 
 
+def test_a_write_that_prefill_has_ended_gives_its_blocks_back_though_its_notification_never_came(bench, clock):
+    it = bench(operation="WRITE", transfer_timeout_s=1.0)
+    it.ask(1)
+    it.turns()
+    it.says(written(1))
+    clock.now_ns += module.PATIENCE * 1_000_000_000 + 1
+    it.turns()
+    assert "past its deadline" in it.outbox.of(Refused)[0].reason
+    assert it.free == 16  # its word came before: nothing can write any more, and no further word will come
+
+
 def test_a_write_given_up_while_it_may_still_write_keeps_its_blocks_until_prefill_says_it_is_over(bench):
     it = bench(operation="WRITE")
     it.ask(1)

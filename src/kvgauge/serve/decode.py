@@ -194,7 +194,7 @@ class DecodeWorker:
                 self._arrived(incoming)
             elif now_ns > incoming.deadline_ns:
                 del self._incoming[key]
-                if not incoming.lost:
+                if written is None and not incoming.lost:
                     self._stuck[key] = incoming.request.prefill_worker  # it lives: until it says so it may still write
                 self._refuse(key, incoming.late, None)
 
