@@ -90,14 +90,16 @@ def conduct_one(tmp_path):
     return walk
 
 
+# Whose peers post to it once more after its end runs over UCX here: over LIBFABRIC such a post may never return, and
+# the poster is found out only after its silence, perhaps in the next cell (test_faults_peer.py has that).
 KILLED = [
     ("prefill-0", "before", {}),
     ("prefill-0", "during", {}),
-    ("prefill-0", "after", {"backend": "LIBFABRIC"}),
+    ("prefill-0", "after", {}),
     ("decode-0", "before", {"operation": "WRITE"}),
     ("decode-0", "during", {}),
-    ("decode-0", "during", {"operation": "WRITE", "backend": "LIBFABRIC"}),
-    ("decode-0", "after", {}),
+    ("decode-0", "during", {"operation": "WRITE"}),
+    ("decode-0", "after", {"backend": "LIBFABRIC"}),
 ]
 
 
