@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from kvgauge.cli import report
-from kvgauge.compare import published_gain
+from kvgauge.compare.gains import published_gain
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.records import Cell, Plan, Primary, Run, Test
 from kvgauge.report.published import published

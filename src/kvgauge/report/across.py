@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvgauge.compare import GainRow
+from kvgauge.compare.gains import GainRow
 from kvgauge.report import rows
 from kvgauge.report.gains import STYLES, point_text, span_text, verdict_value
 from kvgauge.report.numbers import NONE, interval_text, value_text

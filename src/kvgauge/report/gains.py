@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvgauge.compare import GainRow
+from kvgauge.compare.gains import GainRow
 from kvgauge.report import rows
 from kvgauge.report.numbers import NONE, signed_pct
 from kvgauge.report.packed import Column, Footnotes, Packed, Value

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kvgauge.compare import GainRow, TestValues, gains
+from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.samples.disk import unwritten
