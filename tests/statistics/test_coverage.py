@@ -13,7 +13,7 @@ from kvgauge.plan.records import Cell, Plan, Primary, Test
 from kvgauge.stats.batches import LOOK_FIRST, LOOK_GROWTH, batch_mean
 from kvgauge.stats.means import mean_estimate
 from kvgauge.stats.quantiles import quantile_interval
-from kvgauge.stats.runs import gain, over_runs, percent
+from kvgauge.stats.runs import change, gain, over_runs, percent, unpaired_gain
 
 REPLICATES = 2_000
 ERROR = sqrt(0.05 * 0.95 / REPLICATES)
@@ -43,6 +43,26 @@ def test_the_paired_gain_covers_the_true_gain_through_a_drift_both_sides_share(r
         estimate = gain(before, after, better).estimate
         covered += estimate.low <= truth <= estimate.high
     assert abs(covered / REPLICATES - 0.95) <= 3 * ERROR
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+@pytest.mark.parametrize("spreads", [(0.03, 0.03), (0.02, 0.08)])
+def test_the_gain_of_runs_that_are_no_pairs_covers_the_true_gain(runs, spreads):
+    rng = random.Random(300 + runs)
+    covered = changed = 0
+    truth = percent(log(0.9), "lower")
+    for _ in range(REPLICATES):
+        before, after = (
+            [level * exp(rng.gauss(0, spread)) for _ in range(runs)]
+            for level, spread in zip((100, 90), spreads, strict=True)
+        )
+        estimate = unpaired_gain(before, after, "lower").estimate
+        covered += estimate.low <= truth <= estimate.high
+        moved = change(dict(enumerate(before)), dict(enumerate(after)), "ms", paired=False)
+        changed += moved.low <= 90 * exp(spreads[1] ** 2 / 2) - 100 * exp(spreads[0] ** 2 / 2) <= moved.high
+    assert covered / REPLICATES >= 0.95 - 3 * ERROR  # Welch's is a little wide at 3 runs
+    assert covered / REPLICATES <= 0.985
+    assert changed / REPLICATES >= 0.94 - 3 * ERROR
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,18 @@ import msgspec
 from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.records import ColdStart, Plan, Test
 from kvgauge.stats.estimate import Estimate, bare, missing
-from kvgauge.stats.runs import RUNS_MAX, RUNS_MIN, SHOWN_PCT, Better, Gain, gain, holm, point_gain, runs_needed
+from kvgauge.stats.runs import (
+    RUNS_MAX,
+    RUNS_MIN,
+    SHOWN_PCT,
+    Better,
+    Gain,
+    gain,
+    holm,
+    point_gain,
+    runs_needed,
+    unpaired_gain,
+)
 
 Verdict = Literal["better", "worse", "equivalent", "no difference shown", "cannot tell", "invalid"]
 Key = tuple[str | None, str]  # cell (None: the whole run) and metric
@@ -37,6 +48,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     values      (cell, metric) -> repetition -> value, of valid runs only
     left_out    (cell, repetition) -> why that run does not enter: "invalid", "failed", "interrupted", "pending"
     no_verdict  (cell, metric) -> why this metric gives no verdict, as a P99 of few requests does
+    units       (cell, metric) -> its unit
     """
 
     __test__ = False  # pytest: not a test class
@@ -45,6 +57,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     values: Mapping[Key, Mapping[int, float]]
     left_out: Mapping[tuple[str | None, int], str] = {}
     no_verdict: Mapping[Key, str] = {}
+    units: Mapping[Key, str] = {}
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,16 +111,16 @@ def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) 
             before = by_name.get(name)
             if before is None:
                 reason = f"{name!r} has no results here"
-                rows.append(_no_gain(after, name, plan, "cannot tell", reason))
+                rows.append(_no_gain(after, name, (plan.primary.cell, plan.primary.metric), "cannot tell", reason))
                 continue
             field = comparable(before.test, after.test, vary)
             if field is not None:
                 there, here = (_said(getattr(values.test, field)) for values in (before, after))
                 reason = f"not comparable: {field} is {there} there and {here} here"
-                rows.append(_no_gain(after, name, plan, "cannot tell", reason))
+                rows.append(_no_gain(after, name, (plan.primary.cell, plan.primary.metric), "cannot tell", reason))
                 continue
             primaries[len(rows)] = (before, after)
-            rows += _pair(before, after, plan)
+            rows += pair(before, after, (plan.primary.cell, plan.primary.metric))
     return _primaries_together(rows, primaries, plan)
 
 
@@ -120,7 +133,8 @@ def _primaries_together(
     adjusted = holm([rows[place].p_value or 0.0 for place in judged])
     for place, p_value in zip(judged, adjusted, strict=True):
         before, after = primaries[place]
-        rows[place] = _row(before, after, key, _gain_of(before, after, key), p_value, Family(len(judged), "primary"))
+        family = Family(len(judged), "primary")
+        rows[place] = row_of(before, after, key, gain_of(before, after, key, paired=True), p_value, family)
     return rows
 
 
@@ -131,12 +145,12 @@ class Family(msgspec.Struct, frozen=True):
     kind: Literal["primary", "secondary"]
 
 
-def _no_gain(after: TestValues, baseline: str, plan: Plan, verdict: Verdict, reason: str) -> GainRow:
+def _no_gain(after: TestValues, baseline: str, primary: Key, verdict: Verdict, reason: str) -> GainRow:
     return GainRow(
         test=after.test.name,
         baseline=baseline,
-        cell=plan.primary.cell,
-        metric=plan.primary.metric,
+        cell=primary[0],
+        metric=primary[1],
         primary=True,
         gain=missing("%", reason),
         verdict=verdict,
@@ -144,15 +158,18 @@ def _no_gain(after: TestValues, baseline: str, plan: Plan, verdict: Verdict, rea
     )
 
 
-def _pair(before: TestValues, after: TestValues, plan: Plan) -> list[GainRow]:
-    """One test against one baseline: the primary metric stands alone, the others are corrected for being many."""
-    primary: Key = (plan.primary.cell, plan.primary.metric)
+def pair(before: TestValues, after: TestValues, primary: Key, *, paired: bool = True) -> list[GainRow]:
+    """One test against one other: the primary metric stands alone, the others are corrected for being many.
+
+    paired  whether repetition k of one ran beside repetition k of the other
+    """
     keys = [key for key in after.values if key in before.values and direction(key[1]) is not None and key != primary]
-    found = {key: _gain_of(before, after, key) for key in keys}
+    found = {key: gain_of(before, after, key, paired=paired) for key in keys}
     judged = [key for key in keys if _no_verdict(before, after, key, found[key]) is None]
     adjusted = dict(zip(judged, holm([_p_value(found[key]) for key in judged]), strict=True))
-    rows = [_primary_row(before, after, primary, plan)]
-    rows += [_row(before, after, key, found[key], adjusted.get(key), Family(len(judged), "secondary")) for key in keys]
+    rows = [_primary_row(before, after, primary, paired=paired)]
+    family = Family(len(judged), "secondary")
+    rows += [row_of(before, after, key, found[key], adjusted.get(key), family) for key in keys]
     return rows
 
 
@@ -160,19 +177,26 @@ def _p_value(gained: Gain) -> float:
     return 1.0 if gained.p_value is None else gained.p_value
 
 
-def _gain_of(before: TestValues, after: TestValues, key: Key) -> Gain:
-    return gain(before.values.get(key, {}), after.values.get(key, {}), direction(key[1]) or "lower")
+def gain_of(before: TestValues, after: TestValues, key: Key, *, paired: bool) -> Gain:
+    """What one metric of one cell gained, over pairs of runs or over the two sides' runs."""
+    sides = before.values.get(key, {}), after.values.get(key, {})
+    better = direction(key[1]) or "lower"
+    if paired:
+        return gain(*sides, better)
+    usable = [[value for value in side.values() if value > 0] for side in sides]
+    return unpaired_gain(usable[0], usable[1], better)
 
 
-def _primary_row(before: TestValues, after: TestValues, key: Key, plan: Plan) -> GainRow:
+def _primary_row(before: TestValues, after: TestValues, key: Key, *, paired: bool) -> GainRow:
     if direction(key[1]) is None:
-        return _no_gain(after, before.test.name, plan, "cannot tell", f"{key[1]} has no better and worse")
-    gained = _gain_of(before, after, key)
+        return _no_gain(after, before.test.name, key, "cannot tell", f"{key[1]} has no better and worse")
+    gained = gain_of(before, after, key, paired=paired)
     if gained.estimate.n == 0:
         verdict: Verdict = "invalid" if _none_can_count(before, after, key[0]) else "cannot tell"
-        why = _dropped(before, after, key[0]) or "no repetition has this value on both sides"
-        return _no_gain(after, before.test.name, plan, verdict, why)
-    return _row(before, after, key, gained, gained.p_value, Family(1, "primary"))
+        without = "no repetition has this value on both sides" if paired else "one side has no run with this value"
+        why = _dropped(before, after, key[0]) or without
+        return _no_gain(after, before.test.name, key, verdict, why)
+    return row_of(before, after, key, gained, gained.p_value, Family(1, "primary"))
 
 
 def _none_can_count(before: TestValues, after: TestValues, cell: str | None) -> bool:
@@ -193,9 +217,9 @@ def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -
     n = gained.estimate.n
     if n >= RUNS_MIN:
         return None
-    pairs = "1 pair" if n == 1 else f"{n} pairs"
+    pairs = f"{n} pair{'' if n == 1 else 's'} of runs" if gained.paired else f"{n} run{'' if n == 1 else 's'} on a side"
     advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
-    return f"{pairs} of runs: a verdict needs n of at least {RUNS_MIN} runs{advice}"
+    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} runs{advice}"
 
 
 def _advised(gained: Gain) -> str:
@@ -203,7 +227,7 @@ def _advised(gained: Gain) -> str:
     return f"{RUNS_MAX} or more" if needed >= RUNS_MAX else f"{needed}"
 
 
-def _row(
+def row_of(
     before: TestValues, after: TestValues, key: Key, gained: Gain, p_value: float | None, family: Family
 ) -> GainRow:
     why = _no_verdict(before, after, key, gained)
@@ -232,7 +256,7 @@ def _row(
 def _no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:
     """Repetitions that both sides have and that a ratio cannot use."""
     sides = before.values.get(key, {}), after.values.get(key, {})
-    unusable = [k for k in sorted(sides[0].keys() & sides[1].keys()) if min(sides[0][k], sides[1][k]) <= 0]
+    unusable = sorted(k for k in sides[0].keys() | sides[1].keys() if min(side.get(k, 1) for side in sides) <= 0)
     if not unusable:
         return None
     return f"repetition {', '.join(map(str, unusable))} left out: a value of 0 or below has no ratio"

@@ -123,7 +123,7 @@ def build(
     planned      the plan's runs as expanded, so that pending ones carry their run_id and seed
     """
     runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned) for test in plan.tests}
-    rows = gains([_values(test, runs[test.name]) for test in plan.tests], plan)
+    rows = gains([values_of(test, runs[test.name]) for test in plan.tests], plan)
     return Results(
         schema=SCHEMA,
         plan=msgspec.to_builtins(plan),
@@ -188,11 +188,12 @@ def _with_pending(plan: Plan, test: Test, given: Sequence[RunResult], planned: S
     return tuple(sorted(runs, key=lambda run: (run.repetition, -1 if run.cell is None else places.get(run.cell, 999))))
 
 
-def _values(test: Test, runs: Sequence[RunResult]) -> TestValues:
+def values_of(test: Test, runs: Sequence[RunResult]) -> TestValues:
     """Run-level values of valid runs; a value that is only the largest of too few requests gives no verdict."""
     values: dict[tuple[str | None, str], dict[int, float]] = {}
     no_verdict: dict[tuple[str | None, str], str] = {}
     left_out: dict[tuple[str | None, int], str] = {}
+    units: dict[tuple[str | None, str], str] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
@@ -201,9 +202,10 @@ def _values(test: Test, runs: Sequence[RunResult]) -> TestValues:
             if estimate.point is None:
                 continue
             values.setdefault((run.cell, metric), {})[run.repetition] = estimate.point
+            units[run.cell, metric] = estimate.unit
             if is_largest(estimate):
                 no_verdict[run.cell, metric] = estimate.reason or ""
-    return TestValues(test=test, values=values, left_out=left_out, no_verdict=no_verdict)
+    return TestValues(test=test, values=values, left_out=left_out, no_verdict=no_verdict, units=units)
 
 
 def is_largest(estimate: Estimate) -> bool:

@@ -8,14 +8,14 @@ from kvgauge.stats.estimate import Estimate, bare, missing
 
 
 @lru_cache(maxsize=1024)
-def t_quantile(p: float, freedom: int) -> float:
-    """The p-quantile of Student's t with `freedom` degrees of freedom (at least 1)."""
+def t_quantile(p: float, freedom: float) -> float:
+    """The p-quantile of Student's t with `freedom` degrees of freedom (at least 1, whole or not)."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, p))
 
 
-def t_tails(t: float, freedom: int) -> float:
+def t_tails(t: float, freedom: float) -> float:
     """P(|T| >= |t|): the two-sided p-value of a t statistic."""
     from scipy.special import stdtr
 

@@ -1,7 +1,7 @@
 """Over repeated runs: the mean of run-level values, and the gain of one test over another."""
 
 from collections.abc import Mapping, Sequence
-from math import expm1, isfinite, log, sqrt
+from math import expm1, fsum, isfinite, log, sqrt
 from typing import Literal
 
 import msgspec
@@ -25,11 +25,12 @@ def over_runs(values: Sequence[float | None], unit: str) -> Estimate:
 class Gain(msgspec.Struct, frozen=True, kw_only=True):
     """What `after` gained over `before`, in percent; positive is better whichever way the metric points.
 
-    estimate     n = pairs; low and high at 95 %
+    estimate     n = pairs (not paired: runs of the smaller side); low and high at 95 %
     log_mean     mean of log(after / before) over the pairs, None without a pair
-    log_spread   its standard deviation, None below two pairs
-    p_value      two-sided, of the paired t test that the log ratio is 0; None below two pairs
+    log_spread   its standard deviation, None below two pairs; not paired: of a difference of one run from each side
+    p_value      two-sided, of the paired t test (not paired: Welch's) that the log ratio is 0; None below two pairs
     left_out     repetitions that one side lacks, or whose value has no logarithm
+    paired       whether runs of one repetition were set against each other
     """
 
     better: Better
@@ -38,6 +39,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     log_spread: float | None
     p_value: float | None
     left_out: tuple[int, ...] = ()
+    paired: bool = True
 
 
 def percent(log_ratio: float, better: Better) -> float:
@@ -77,6 +79,61 @@ def gain(before: Mapping[int, float], after: Mapping[int, float], better: Better
     estimate = Estimate(point=percent(mean, better), low=low, high=high, n=n, unit="%")
     p_value = t_tails(mean / error, n - 1) if error > 0 else float(mean == 0)
     return Gain(better=better, estimate=estimate, log_mean=mean, log_spread=spread, p_value=p_value, left_out=left_out)
+
+
+def unpaired_gain(before: Sequence[float], after: Sequence[float], better: Better) -> Gain:
+    """Gain of runs that were not interleaved: nothing they share cancels, so each side keeps its own spread.
+
+    before, after  run-level values; those without a logarithm are left out by the caller
+
+    Welch's t interval on the difference of mean logs, degrees of freedom after Satterthwaite.
+    B. L. Welch, The generalization of "Student's" problem when several different population variances are involved,
+    Biometrika 34 (1947) 28-35.
+    """
+    sides = [[log(value) for value in side] for side in (before, after)]
+    n = min(len(side) for side in sides)
+    if n == 0:
+        none = missing("%", "one side has no valid run with a value above 0")
+        return Gain(better=better, estimate=none, log_mean=None, log_spread=None, p_value=None, paired=False)
+    mean = fsum(sides[1]) / len(sides[1]) - fsum(sides[0]) / len(sides[0])
+    if n == 1:
+        one = bare(percent(mean, better), "%", 1, "one run on a side: an interval needs at least 2")
+        return Gain(better=better, estimate=one, log_mean=mean, log_spread=None, p_value=None, paired=False)
+    error, freedom, spread = _welch(sides)
+    half = t_quantile(0.975, freedom) * error if error else 0.0
+    low, high = sorted((percent(mean - half, better), percent(mean + half, better)))
+    estimate = Estimate(point=percent(mean, better), low=low, high=high, n=n, unit="%")
+    p_value = t_tails(mean / error, freedom) if error else float(mean == 0)
+    return Gain(better=better, estimate=estimate, log_mean=mean, log_spread=spread, p_value=p_value, paired=False)
+
+
+def change(before: Mapping[int, float], after: Mapping[int, float], unit: str, *, paired: bool) -> Estimate:
+    """after - before, in the values' own unit: t over the pairs' differences, or Welch's where runs are no pairs."""
+    if paired:
+        both = sorted(before.keys() & after.keys())
+        return over_runs([after[k] - before[k] for k in both], unit)
+    sides = [list(before.values()), list(after.values())]
+    n = min(len(side) for side in sides)
+    if n == 0:
+        return missing(unit, "one side has no value")
+    point = fsum(sides[1]) / len(sides[1]) - fsum(sides[0]) / len(sides[0])
+    if n == 1:
+        return bare(point, unit, 1, "one run on a side: an interval needs at least 2")
+    error, freedom, _ = _welch(sides)
+    half = t_quantile(0.975, freedom) * error if error else 0.0
+    return Estimate(point=point, low=point - half, high=point + half, n=n, unit=unit)
+
+
+def _welch(sides: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Standard error of the difference of means, Satterthwaite's degrees of freedom, spread of one difference.
+
+    Without any spread the error is 0 and the degrees are 1.
+    """
+    spreads = [mean_and_spread(side)[1] for side in sides]
+    parts = [spread**2 / len(side) for spread, side in zip(spreads, sides, strict=True)]
+    weights = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    freedom = sum(parts) ** 2 / weights if weights else 1.0
+    return sqrt(sum(parts)), freedom, sqrt(sum(spread**2 for spread in spreads))
 
 
 def _log_ratio(before: float | None, after: float | None) -> float | None:

@@ -1,0 +1,217 @@
+"""`kvgauge compare`: two runs, two tests, or all tests of a plan; with gates for a pipeline."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvgauge.compare.gains import Key
+    from kvgauge.compare.sides import Comparison, Side
+    from kvgauge.report.results import Results
+
+EXIT_FINE, EXIT_WORSE, EXIT_INVALID, EXIT_UNDECIDED = 0, 1, 3, 4
+
+
+def add_parser(commands: Any) -> None:
+    """Add `compare` to argparse's subparsers."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="say whether one run is better than another, by how much and how surely",
+        description="Compare two runs, two tests of one run, or all tests of a plan.",
+        epilog="exit codes: without --gate 0, 1 when the primary metric is worse, 4 when it cannot be told; with "
+        "--gate 0 all proved within, 1 one proved beyond, 4 undecided; 2 when the sides may not be compared; 3 when "
+        "every run of a side is invalid or failed",
+    )
+    parser.add_argument("before", nargs="?", type=Path, metavar="A", help="folder of a run, or its results.json")
+    parser.add_argument("after", nargs="?", type=Path, metavar="B", help="the other one; left out: tests of A")
+    parser.add_argument(
+        "--tests",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="a test of A, and one of B (or of A, without B); default: tests of the same name, or A's own baselines",
+    )
+    parser.add_argument("--all", action="store_true", help="rank all tests of A by its primary metric")
+    parser.add_argument(
+        "--reference", action="store_true", help="the published earlier results' gains, and what they lack"
+    )
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD", help="a difference that is the experiment (repeatable)"
+    )
+    parser.add_argument(
+        "--primary", metavar="METRIC[@CELL]", help="what decides, where the two plans do not declare the same"
+    )
+    parser.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="METRIC[@CELL]:PCT",
+        help="may be worse by so much at most, as in ttft:5%% (repeatable)",
+    )
+    parser.add_argument("--metrics", choices=("headline", "all"), default="headline", help="which the tables show")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON instead of tables")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See the parser's epilog for exit codes; UsageError and SamplesError say why there is nothing to compare."""
+    from kvgauge.failures import UsageError
+
+    if args.reference:
+        if args.before is not None:
+            raise UsageError("--reference stands alone: published numbers are compared with nothing of yours")
+        return _reference()
+    if args.before is None:
+        raise UsageError("name what to compare: kvgauge compare A B, or A alone with --tests or --all")
+    if args.all and (args.after is not None or args.tests or args.gate):
+        raise UsageError("--all ranks the tests of one run: leave out B, --tests and --gate")
+    if args.all:
+        return _rank(args)
+
+    from kvgauge.compare.gates import judge, read_gate, read_key
+    from kvgauge.compare.sides import compare_all
+
+    pairs = _pairs(args)
+    primary = pairs[0][1].primary
+    chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
+    compared = compare_all(pairs, primary=chosen, vary=args.vary)
+    passed = [
+        judge(one, [read_gate(text, one.primary[0]) for text in args.gate]) if args.gate else [] for one in compared
+    ]
+    if args.json:
+        _print_json(compared, passed)
+    else:
+        _print_tables(compared, passed, everything=args.metrics == "all")
+    if args.gate:
+        return _gates_code(compared, passed)
+    return _code(compared)
+
+
+def _code(compared: "list[Comparison]") -> int:
+    verdicts = {row.row.verdict for one in compared for row in one.rows if row.row.primary}
+    if "worse" in verdicts:
+        return EXIT_WORSE
+    if "invalid" in verdicts:
+        return EXIT_INVALID
+    return EXIT_UNDECIDED if "cannot tell" in verdicts else EXIT_FINE
+
+
+def _gates_code(compared: "list[Comparison]", passed: Any) -> int:
+    outcomes = {one.outcome for gates in passed for one in gates}
+    if "beyond" in outcomes:
+        return EXIT_WORSE
+    if any(row.row.verdict == "invalid" for one in compared for row in one.rows if row.row.primary):
+        return EXIT_INVALID
+    return EXIT_UNDECIDED if "undecided" in outcomes else EXIT_FINE
+
+
+def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
+    from kvgauge.failures import UsageError
+    from kvgauge.report import results
+    from kvgauge.report.against import side_of
+
+    first = _read(args.before)
+    second = first if args.after is None else results.read(args.after)
+    sources = str(args.before.resolve()), str((args.after or args.before).resolve())
+    if args.tests:
+        names = [tuple(args.tests)]
+    elif args.after is None:
+        names = [(baseline, test.name) for test in first.tests for baseline in test.baseline]
+        if not names:
+            raise UsageError(f"{args.before} has no test with a baseline: name two with --tests, or a second run")
+    elif len(first.tests) == len(second.tests) == 1:
+        names = [(first.tests[0].name, second.tests[0].name)]
+    else:
+        there = {test.name for test in second.tests}
+        names = [(test.name, test.name) for test in first.tests if test.name in there]
+        if not names:
+            mine, theirs = (", ".join(repr(test.name) for test in one.tests) for one in (first, second))
+            raise UsageError(f"no test is in both: A has {mine}; B has {theirs}. Name two: --tests BEFORE AFTER")
+    pairs = []
+    for before, after in names:
+        alike = before == after
+        labels = [
+            f"{name} ({path})" if alike else name for name, path in zip((before, after), _folders(args), strict=True)
+        ]
+        pairs.append(
+            (
+                side_of(first, sources[0], before, label=labels[0]),
+                side_of(second, sources[1], after, label=labels[1]),
+            )
+        )
+    return pairs
+
+
+def _folders(args: argparse.Namespace) -> tuple[str, str]:
+    """A and B as short as they can be told apart."""
+    paths = [path.parent if path.name == "results.json" else path for path in (args.before, args.after or args.before)]
+    names = [path.name or str(path) for path in paths]
+    return (names[0], names[1]) if names[0] != names[1] else (str(paths[0]), str(paths[1]))
+
+
+def _read(path: Path) -> "Results":
+    from kvgauge.report import results
+
+    return results.read(path)
+
+
+def _rank(args: argparse.Namespace) -> int:
+    from kvgauge.compare.gates import read_key
+    from kvgauge.compare.ranks import rank, winner
+    from kvgauge.failures import UsageError
+    from kvgauge.report.against import all_values, primary_of, render_ranks
+
+    results = _read(args.before)
+    declared = primary_of(results)
+    key: Key | None = read_key(args.primary, declared[0] if declared else None) if args.primary else declared
+    if key is None:
+        raise UsageError(f"{args.before} declares no primary metric: --primary METRIC@CELL")
+    ranked = rank(all_values(results, str(args.before)), key)
+    first, sentence = winner(ranked, rehearsal=results.rehearsal)
+    if args.json:
+        import msgspec
+
+        found = {"key": key, "ranked": ranked, "winner": first, "sentence": sentence}
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        from kvgauge.cli.pages import pages
+        from kvgauge.report.text import page
+
+        console = page()
+        with pages():
+            for part in render_ranks(ranked, key, sentence):
+                console.print(part)
+    return EXIT_FINE if len(ranked) > 1 and all(one.apart for one in ranked[1:]) else EXIT_UNDECIDED
+
+
+def _reference() -> int:
+    """The published gains again. They carry no n, so that nothing can be told from them."""
+    from kvgauge.cli.pages import pages
+    from kvgauge.report.published import published
+    from kvgauge.report.text import page, print_results
+
+    with pages():
+        print_results(published(), page())
+    return EXIT_UNDECIDED
+
+
+def _print_json(compared: "list[Comparison]", passed: Any) -> None:
+    import msgspec
+
+    found = [{"comparison": one, "gates": gates} for one, gates in zip(compared, passed, strict=True)]
+    print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+
+
+def _print_tables(compared: "list[Comparison]", passed: Any, *, everything: bool) -> None:
+    from kvgauge.cli.pages import pages
+    from kvgauge.report.against import render, render_gates
+    from kvgauge.report.text import page
+
+    console = page()
+    with pages():
+        for one, gates in zip(compared, passed, strict=True):
+            for part in render(one, everything=everything):
+                console.print(part)
+            if gates:
+                for part in render_gates(gates):
+                    console.print(part)
+            console.print()

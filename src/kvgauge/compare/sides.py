@@ -1,0 +1,278 @@
+"""Two sides that were measured at any time, anywhere: may they be compared, by how much do they differ, and where
+does the difference arise. Pure.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kvgauge.compare.gains import MUST_AGREE, Family, GainRow, Key, TestValues, gain_of, pair, row_of
+from kvgauge.failures import UsageError
+from kvgauge.stats.cells import PHASES
+from kvgauge.stats.estimate import Estimate
+from kvgauge.stats.runs import change, holm, over_runs
+
+# of the machine, and of what a cluster adds to it: two places differ in more than what was switched
+PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
+NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
+SWITCHED = ("backend", "build", "patches")  # what a comparison is about
+CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests")
+VARIABLE = (
+    *MUST_AGREE, *PLACE, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api", "stream",
+    "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
+)  # fmt: skip
+THROTTLED_FROM = 0.02  # request rates of a closed loop that differ by less are not worth a word
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One test as it was measured somewhere.
+
+    label    how it is called: the test's name, the folder's too where names are equal
+    source   where its results lie; sides of one source ran interleaved, so their repetitions are pairs
+    cells    the plan's cells, by name, as results.json has them
+    machine  what is known of where it ran
+    primary  cell and metric its plan declared before anything ran; None: none
+    """
+
+    label: str
+    source: str
+    values: TestValues
+    cells: Mapping[str, Mapping[str, Any]]
+    machine: Mapping[str, Any]
+    primary: Key | None
+    rehearsal: bool = False
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A field in which two sides differ; cell None: of the test or the place."""
+
+    field: str
+    before: Any
+    after: Any
+    cell: str | None = None
+
+    @property
+    def words(self) -> str:
+        where = f" of cell {self.cell}" if self.cell else ""
+        return f"{self.field}{where} is {_shown(self.before)} there and {_shown(self.after)} here"
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of a cell on both sides (means over valid runs), and its gain."""
+
+    before: Estimate
+    after: Estimate
+    row: GainRow
+
+
+class Arose(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the TTFT on both sides. change: after - before, in ms."""
+
+    cell: str
+    phase: str
+    before: Estimate
+    after: Estimate
+    change: Estimate
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What `after` is beside `before`. differences: the ones that were allowed; remarks: what a reader must know."""
+
+    before: str
+    after: str
+    paired: bool
+    primary: Key
+    differences: tuple[Difference, ...]
+    remarks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    arose: tuple[Arose, ...]
+
+
+def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Collection[str] = ()) -> Comparison:
+    """Everything that can be said of two sides.
+
+    primary  the metric that decides; None: the one both plans declared
+    vary     fields whose difference is the experiment
+
+    raises  UsageError when they may not be compared, naming every field that differs
+    """
+    if unknown := sorted(set(vary) - set(VARIABLE)):
+        raise UsageError(f"--vary {unknown[0]}: no such field; there are {', '.join(VARIABLE)}")
+    key = _primary(before, after, primary)
+    found = differences(before, after)
+    refused = [one for one in found if _refused(one, vary, key)]
+    if refused:
+        fields = " ".join(f"--vary {field}" for field in dict.fromkeys(one.field for one in refused))
+        raise UsageError(
+            f"{before.label} and {after.label} cannot be compared: {'; '.join(one.words for one in refused)}. "
+            f"Where that difference is the experiment: {fields}"
+        )
+    apart = {one.cell for one in found if one.cell is not None and one.field not in vary}
+    paired = before.source == after.source
+    kept_before, kept_after = (_without(side.values, apart) for side in (before, after))
+    rows = pair(kept_before, kept_after, key, paired=paired)
+    return Comparison(
+        before=before.label,
+        after=after.label,
+        paired=paired,
+        primary=key,
+        differences=tuple(found),
+        remarks=tuple(_remarks(before, after, found, apart, vary, paired=paired, chosen=primary is not None)),
+        rows=tuple(_with_both(kept_before, kept_after, row) for row in rows),
+        arose=tuple(_arose(kept_before, kept_after, paired=paired)),
+    )
+
+
+def compare_all(
+    pairs: Sequence[tuple[Side, Side]], *, primary: Key | None = None, vary: Collection[str] = ()
+) -> list[Comparison]:
+    """Every pair of sides. Asked of several, the primary metric's p-values are Holm-adjusted together."""
+    compared = [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
+    if len(compared) < 2:
+        return compared
+    judged = [place for place, one in enumerate(compared) if _primary_p(one) is not None]
+    for place, p_value in zip(judged, holm([_primary_p(compared[at]) or 0.0 for at in judged]), strict=True):
+        one, (before, after) = compared[place], pairs[place]
+        gained = gain_of(before.values, after.values, one.primary, paired=one.paired)
+        family = Family(len(judged), "primary")
+        row = row_of(before.values, after.values, one.primary, gained, p_value, family)
+        rows = tuple(msgspec.structs.replace(r, row=row) if r.row.primary else r for r in one.rows)
+        compared[place] = msgspec.structs.replace(one, rows=rows)
+    return compared
+
+
+def _primary_p(comparison: Comparison) -> float | None:
+    return next((row.row.p_value for row in comparison.rows if row.row.primary), None)
+
+
+def differences(before: Side, after: Side) -> list[Difference]:
+    """Every field in which they differ, what was switched first. What one side does not know does not differ."""
+    found = []
+    tests = before.values.test, after.values.test
+    for field in (*SWITCHED, *MUST_AGREE):
+        values = getattr(tests[0], field), getattr(tests[1], field)
+        if values[0] != values[1]:
+            found.append(Difference(field=field, before=values[0], after=values[1]))
+    for field in (*PLACE, *NOTED):
+        values = before.machine.get(field), after.machine.get(field)
+        if None not in values and values[0] != values[1]:
+            found.append(Difference(field=field, before=values[0], after=values[1]))
+    for name in before.cells.keys() & after.cells.keys():
+        cells = before.cells[name], after.cells[name]
+        found += [
+            Difference(field=field, before=cells[0][field], after=cells[1][field], cell=name)
+            for field in sorted(cells[0].keys() & cells[1].keys() - set(CELL_FIELDS_ASIDE))
+            if cells[0][field] != cells[1][field]
+        ]
+    return found
+
+
+def _refused(one: Difference, vary: Collection[str], primary: Key) -> bool:
+    if one.field in vary or one.field in SWITCHED or (one.cell is None and one.field in NOTED):
+        return False
+    return one.cell is None or one.cell == primary[0]
+
+
+def _primary(before: Side, after: Side, chosen: Key | None) -> Key:
+    if chosen is not None:
+        return chosen
+    if before.primary is None or before.primary != after.primary:
+        said = [_key_text(side.primary) if side.primary else "none" for side in (before, after)]
+        raise UsageError(
+            f"{before.label} decides by {said[0]} and {after.label} by {said[1]}: a comparison has one primary metric. "
+            "Name it: --primary METRIC@CELL"
+        )
+    return before.primary
+
+
+def _key_text(key: Key) -> str:
+    return f"{key[1]}@{key[0]}" if key[0] else key[1]
+
+
+def _without(values: TestValues, cells: Collection[str]) -> TestValues:
+    if not cells:
+        return values
+    kept = {key: by_run for key, by_run in values.values.items() if key[0] not in cells}
+    return msgspec.structs.replace(values, values=kept)
+
+
+def _with_both(before: TestValues, after: TestValues, row: GainRow) -> Row:
+    key = (row.cell, row.metric)
+    return Row(before=_mean(before, key), after=_mean(after, key), row=row)
+
+
+def _mean(values: TestValues, key: Key) -> Estimate:
+    return over_runs(list(values.values.get(key, {}).values()), values.units.get(key, ""))
+
+
+def _arose(before: TestValues, after: TestValues, *, paired: bool) -> "list[Arose]":
+    cells = [cell for cell, metric in after.values if metric == "ttft_ms_mean" and cell is not None]
+    found = []
+    for cell in dict.fromkeys(cells):
+        for phase in PHASES:
+            key: Key = (cell, f"phase_{phase}_ms_mean")
+            sides = before.values.get(key), after.values.get(key)
+            if sides[0] and sides[1]:
+                changed = change(sides[0], sides[1], "ms", paired=paired)
+                both = _mean(before, key), _mean(after, key)
+                found.append(Arose(cell=cell, phase=phase, before=both[0], after=both[1], change=changed))
+    return found
+
+
+def _remarks(
+    before: Side,
+    after: Side,
+    found: Sequence[Difference],
+    apart: Collection[str],
+    vary: Collection[str],
+    *,
+    paired: bool,
+    chosen: bool,
+) -> "list[str]":
+    said = []
+    if not paired:
+        said.append(
+            "not interleaved: the two sides ran at different times, so that whatever drifted in between is in the "
+            "gain; one plan with both tests pairs their runs"
+        )
+    if chosen:
+        said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
+    if before.rehearsal or after.rehearsal:
+        said.append("rehearsal over tcp or shm: nothing here transfers to EFA or InfiniBand")
+    said += [f"{one.words}: noted, not refused" for one in found if one.cell is None and one.field in NOTED]
+    said += [f"varied: {one.words}" for one in found if one.field in vary]
+    said += [
+        f"cell {cell} is left out: " + "; ".join(one.words for one in found if one.cell == cell)
+        for cell in sorted(apart)
+    ]
+    alone = [sorted(side.cells.keys() - other.cells.keys()) for side, other in ((before, after), (after, before))]
+    for names, side in zip(alone, (before, after), strict=True):
+        if names:
+            said.append(f"only {side.label} has {', '.join(names)}")
+    return said + _throttled(before, after)
+
+
+def _throttled(before: Side, after: Side) -> "list[str]":
+    """A closed loop sends its next request when the last one has ended: who is slower is asked less."""
+    said = []
+    for name in before.cells.keys() & after.cells.keys():
+        if before.cells[name].get("load") not in ("closed", "single"):
+            continue
+        key: Key = (name, "request_throughput_req_s")
+        rates = [_mean(side.values, key).point for side in (before, after)]
+        if None in rates or not rates[0] or abs(rates[1] / rates[0] - 1) < THROTTLED_FROM:  # type: ignore[operator]
+            continue
+        if before.cells[name].get("concurrency", 1) == 1:
+            continue
+        slower = before.label if rates[0] < rates[1] else after.label  # type: ignore[operator]
+        said.append(
+            f"cell {name} is a closed loop: {slower} was also asked less ({rates[0]:.3g} and {rates[1]:.3g} req/s), "
+            "which flatters its latencies; an open load at one rate for both does not"
+        )
+    return said
+
+
+def _shown(value: Any) -> str:
+    line = getattr(value, "line", None)
+    return f"'{line}'" if isinstance(line, str) else "nothing" if value is None else str(value)

@@ -1,0 +1,260 @@
+"""`kvgauge compare`: what may be compared, which words and exit codes come out, gates and ranks."""
+
+import json
+import time
+from math import exp
+
+import msgspec
+import pytest
+
+from kvgauge.cli.main import main
+from kvgauge.compare.gates import SHORT, judge, read_gate
+from kvgauge.compare.ranks import rank, winner
+from kvgauge.compare.sides import compare, compare_all
+from kvgauge.failures import UsageError
+from kvgauge.plan.records import Cell, Plan, Primary, Test
+from kvgauge.report.against import all_values, side_of
+from kvgauge.report.results import RunResult, build, write
+from kvgauge.stats.estimate import Estimate
+
+KEY = ("heavy", "ttft_ms_mean")
+CELLS = tuple(
+    Cell(name=name, load="closed", concurrency=c, requests=800, output_tokens=8, warmup_requests=1, input_tokens=9)
+    for name, c in (("light", 1), ("heavy", 10))
+)
+HERE = {"host": "here", "cores": 2, "kvgauge": "0.1.0"}
+
+
+def row(name, **more):
+    defaults = {
+        "name": name, "backend": "UCX", "fabric": "tcp", "build": "1.2.0", "patches": "none", "stand_in": None,
+        "model": "Qwen3-0.6B", "prefill_tp": 1, "decode_tp": 1,
+    }  # fmt: skip
+    return Test(**(defaults | more))
+
+
+def results_of(levels, *, runs=6, machine=HERE, cells=CELLS, primary="ttft_ms_mean", rehearsal=False, **of_test):
+    """A plan with a test for each level: TTFT near it, in a fixed pattern, and a request rate that goes with it."""
+    tests = tuple(row(name, **of_test) for name in levels)
+    plan = Plan(
+        name="p", source="here", tests=tests, cells=cells, repetitions=runs, rehearsal=rehearsal,
+        primary=Primary(metric=primary, cell="heavy"),
+    )  # fmt: skip
+    given = {name: [one for k in range(runs) for one in ran(name, k, level, cells)] for name, level in levels.items()}
+    return build(plan, given, machine)
+
+
+def ran(name, k, level, cells):
+    noise = exp(0.01 * (0.3, -1.1, 0.9, -0.6, 0.5, -0.2)[k % 6] * (1 + len(name) / 9))
+    for cell in cells:
+        ttft = level * noise
+        metrics = {
+            "ttft_ms_mean": Estimate(point=ttft, low=ttft - 1, high=ttft + 1, n=800, unit="ms"),
+            "request_throughput_req_s": Estimate(point=1000 / ttft, low=None, high=None, n=1, unit="req/s"),
+            "phase_transfer_ms_mean": Estimate(point=ttft - 50, low=None, high=None, n=800, unit="ms"),
+            "phase_prefill_ms_mean": Estimate(point=50, low=None, high=None, n=800, unit="ms"),
+        }
+        yield RunResult(
+            run_id=f"r{k}-{name}", repetition=k + 1, cell=cell.name, concurrency=cell.concurrency, seed=3,
+            status="valid", reasons=(), metrics=metrics,
+        )  # fmt: skip
+
+
+def sides(before, after, *, apart=True):
+    return (
+        side_of(before, "one", before.tests[0].name, label="before"),
+        side_of(after, "two" if apart else "one", after.tests[-1].name, label="after"),
+    )
+
+
+def primary_row(comparison):
+    return next(one.row for one in comparison.rows if one.row.primary)
+
+
+def test_two_folders_are_compared_without_pairs_and_it_is_said():
+    compared = compare(*sides(results_of({"A": 100}), results_of({"A": 80})))
+    assert not compared.paired
+    assert primary_row(compared).verdict == "better"
+    assert primary_row(compared).gain.low < 20 < primary_row(compared).gain.high
+    assert any("not interleaved" in remark for remark in compared.remarks)
+
+
+def test_tests_of_one_folder_are_pairs():
+    both = results_of({"A": 100, "B": 80})
+    compared = compare(*sides(both, both, apart=False))
+    assert compared.paired
+    assert primary_row(compared).gain.n == 6
+
+
+def test_where_the_difference_arose_is_named():
+    compared = compare(*sides(results_of({"A": 100}), results_of({"A": 80})))
+    heavy = {part.phase: part.change for part in compared.arose if part.cell == "heavy"}
+    assert heavy["transfer"].high < 0
+    assert (heavy["prefill"].low, heavy["prefill"].high) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"of_test": {"model": "Llama-3.1-8B"}}, "model"),
+        ({"of_test": {"fabric": "efa"}}, "fabric"),
+        ({"machine": HERE | {"host": "there"}}, "host"),
+        ({"machine": HERE | {"cores": 64}}, "cores"),
+        ({"cells": (CELLS[0], msgspec.structs.replace(CELLS[1], input_tokens=512))}, "input_tokens"),
+        ({"cells": (CELLS[0], msgspec.structs.replace(CELLS[1], concurrency=20))}, "concurrency"),
+    ],
+)
+def test_a_difference_that_is_no_experiment_is_refused_by_its_name(change, field):
+    other = results_of({"A": 80}, **change.pop("of_test", {}), **change)
+    with pytest.raises(UsageError, match=rf"{field}.* --vary {field}"):
+        compare(*sides(results_of({"A": 100}), other))
+    compared = compare(*sides(results_of({"A": 100}), other), vary=[field])
+    assert any(remark.startswith(f"varied: {field}") for remark in compared.remarks)
+
+
+@pytest.mark.parametrize("field", ["nodes", "nic", "zone"])
+def test_another_node_pair_nic_or_zone_is_refused(field):
+    one, other = (results_of({"A": 100}, machine=HERE | {field: value}) for value in ("a", "b"))
+    with pytest.raises(UsageError, match=field):
+        compare(*sides(one, other))
+
+
+def test_what_only_one_side_knows_of_its_machine_is_no_difference():
+    compare(*sides(results_of({"A": 100}), results_of({"A": 100}, machine={})))
+
+
+def test_a_cell_that_differs_and_does_not_decide_is_left_out():
+    other = results_of({"A": 80}, cells=(msgspec.structs.replace(CELLS[0], input_tokens=512), CELLS[1]))
+    compared = compare(*sides(results_of({"A": 100}), other))
+    assert {one.row.cell for one in compared.rows} == {"heavy"}
+    assert any(remark.startswith("cell light is left out: input_tokens") for remark in compared.remarks)
+
+
+def test_two_plans_that_decide_by_different_metrics_need_one_named():
+    other = results_of({"A": 80}, primary="request_throughput_req_s")
+    with pytest.raises(UsageError, match="--primary"):
+        compare(*sides(results_of({"A": 100}), other))
+    compared = compare(*sides(results_of({"A": 100}), other), primary=("heavy", "request_throughput_req_s"))
+    assert primary_row(compared).metric == "request_throughput_req_s"
+    assert any("chosen for this comparison" in remark for remark in compared.remarks)
+
+
+def test_a_closed_loop_that_throttled_the_slower_side_is_said():
+    compared = compare(*sides(results_of({"A": 100}), results_of({"A": 80})))
+    assert any("cell heavy is a closed loop: before was also asked less" in remark for remark in compared.remarks)
+    assert not any("cell light is a closed loop" in remark for remark in compared.remarks)  # one at a time
+
+
+def test_an_unknown_field_to_vary_is_a_usage_error():
+    with pytest.raises(UsageError, match="no such field"):
+        compare(*sides(results_of({"A": 100}), results_of({"A": 80})), vary=["colour"])
+
+
+def test_the_primary_metric_of_many_pairs_is_corrected_together():
+    befores, afters = results_of({"A": 100}), [results_of({"A": 100 - gain}) for gain in (1.3, 0, 0, 0, 0, 0)]
+    alone = primary_row(compare(*sides(befores, afters[0])))
+    together = [primary_row(one) for one in compare_all([sides(befores, after) for after in afters])]
+    assert alone.verdict == "better"
+    assert together[0].p_value == pytest.approx(min(1, 6 * alone.p_value))
+    assert (together[0].verdict == "better") == (together[0].p_value < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("after", "text", "outcome"),
+    [(80, "ttft:5%", "within"), (101, "ttft:5%", "within"), (120, "ttft:5", "beyond"), (105, "ttft:5 %", "undecided"),
+     (120, "requests@light:5%", "beyond"), (80, "tpot:5%", "undecided")],
+)  # fmt: skip
+def test_a_gate_is_within_beyond_or_undecided(after, text, outcome):
+    compared = compare(*sides(results_of({"A": 100}), results_of({"A": after})))
+    assert [one.outcome for one in judge(compared, [read_gate(text, "heavy")])] == [outcome]
+
+
+def test_a_gate_of_too_few_runs_is_undecided():
+    compared = compare(*sides(results_of({"A": 100}, runs=4), results_of({"A": 200}, runs=4)))
+    assert [one.outcome for one in judge(compared, [read_gate("ttft:5%", "heavy")])] == ["undecided"]
+
+
+@pytest.mark.parametrize("text", ["ttft", "ttft:", "ttft:x", "ttft:-1", "ttft:100", "colour:5%", "", ":5", "queued:5"])
+def test_a_gate_that_cannot_be_read_is_one_clear_error(text):
+    with pytest.raises(UsageError):
+        read_gate(text, "heavy")
+
+
+def test_every_short_name_is_a_metric():
+    assert all(read_gate(f"{name}:5%", None).metric == metric for name, metric in SHORT.items())
+
+
+def test_ranks_name_a_winner_only_when_every_other_test_is_told_apart():
+    ranked = rank(all_values(results_of({"A": 100, "B": 80, "C": 120}), "here"), KEY)
+    assert [one.test for one in ranked] == ["B", "A", "C"]
+    assert winner(ranked, rehearsal=False)[0] == "B"
+    close = rank(all_values(results_of({"A": 100, "BBB": 100.05, "C": 120}), "here"), KEY)
+    assert winner(close, rehearsal=False)[0] is None
+    assert close[1].apart is False
+    assert close[2].apart is True
+
+
+def test_a_rehearsal_names_no_winner():
+    ranked = rank(all_values(results_of({"A": 100, "B": 80}), "here"), KEY)
+    named, sentence = winner(ranked, rehearsal=True)
+    assert named is None
+    assert "EFA" in sentence
+
+
+def folder(tmp_path, name, results):
+    path = tmp_path / name
+    path.mkdir()
+    write(results, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("after", "more", "code"),
+    [(80, [], 0), (120, [], 1), (80, ["--gate", "ttft:5%"], 0), (120, ["--gate", "ttft:5%"], 1),
+     (105, ["--gate", "ttft:5%"], 4), (80, ["--json"], 0), (80, ["--vary", "colour"], 2),
+     (80, ["--tests", "A", "Z"], 2), (80, ["--gate", "nothing"], 2)],
+)  # fmt: skip
+def test_the_exit_code_is_the_documented_one(tmp_path, capsys, after, more, code):
+    one, other = (folder(tmp_path, *it) for it in (("one", results_of({"A": 100})), ("two", results_of({"A": after}))))
+    assert main(["compare", one, other, *more]) == code
+    captured = capsys.readouterr()
+    if "--json" in more:
+        assert json.loads(captured.out)[0]["comparison"]["primary"] == list(KEY)
+    if code == 2:
+        assert captured.err.count("\n") == 1
+
+
+def test_too_few_runs_end_undecided_and_say_how_many_would_do(tmp_path, capsys):
+    one, other = (
+        folder(tmp_path, name, results_of({"A": level}, runs=3)) for name, level in (("one", 100), ("two", 80))
+    )
+    assert main(["compare", one, other]) == 4
+    assert "a verdict needs n of at least 5 runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_folder_alone_is_compared_by_its_baselines_or_ranked(tmp_path, capsys):
+    path = folder(tmp_path, "one", results_of({"A": 100, "B": 80}))
+    assert main(["compare", path]) == 2
+    assert "no test with a baseline" in capsys.readouterr().err
+    assert main(["compare", path, "--tests", "A", "B"]) == 0
+    assert main(["compare", path, "--all"]) == 0
+    assert "B is better than every other test" in capsys.readouterr().out
+    assert main(["compare", path, "--all", "--gate", "ttft:5%"]) == 2
+
+
+def test_the_published_gains_are_shown_and_nothing_is_told_from_them(capsys):
+    assert main(["compare", "--reference"]) == 4
+    out = capsys.readouterr().out
+    for gain in ("+16.4 %", "+42.1 %", "+40.5 %", "+61.8 %"):
+        assert gain in out
+    assert "cannot tell" in out
+
+
+def test_ten_runs_against_ten_take_a_fraction_of_the_two_seconds_they_may(tmp_path, capsys):
+    one, other = (
+        folder(tmp_path, name, results_of({"A": level}, runs=10)) for name, level in (("one", 100), ("two", 80))
+    )
+    began = time.process_time()
+    assert main(["compare", one, other]) == 0
+    assert time.process_time() - began < 2
+    capsys.readouterr()
