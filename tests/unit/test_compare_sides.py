@@ -258,3 +258,21 @@ def test_ten_runs_against_ten_take_a_fraction_of_the_two_seconds_they_may(tmp_pa
     assert main(["compare", one, other]) == 0
     assert time.process_time() - began < 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [([], 0, "repetitions: 5 in this plan"), (["--gain", "0.1%", "--budget", "6"], 0, "6 repetitions show"),
+     (["--gain", "nothing"], 2, "--gain"), (["--budget", "1"], 2, "--budget"), (["--json"], 0, '"spread_upper"')],
+)  # fmt: skip
+def test_a_pilot_says_how_many_repetitions_would_be_enough(tmp_path, capsys, more, code, said):
+    pilot = folder(tmp_path, "pilot", results_of({"A": 100, "Bee": 80}, baseline=("A",)))
+    assert main(["plan", "--quick", "--pilot", pilot, *more]) == code
+    assert said in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_pilot_that_is_too_small_is_undecided(tmp_path, capsys):
+    pilot = folder(tmp_path, "pilot", results_of({"A": 100, "Bee": 80}, runs=4, baseline=("A",)))
+    assert main(["plan", "--quick", "--pilot", pilot]) == 4
+    assert "a pilot needs 5" in capsys.readouterr().out
+    assert main(["plan", "--quick", "--gain", "5%"]) == 2

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from kvgauge.plan.records import Cell, Plan, Run, Test
 
+EXIT_UNDECIDED = 4
 PIPED_COLUMNS = 180  # where no terminal says how wide it is
 
 
@@ -22,6 +23,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--quick", action="store_true", help="few requests and repetitions: a first look")
     parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--pilot", type=Path, metavar="FOLDER", help="a finished run of 5 repetitions or more: how many would be enough"
+    )
+    parser.add_argument("--gain", metavar="PCT", help="with --pilot: the gain that would matter (5%%)")
+    parser.add_argument("--budget", type=int, metavar="N", help="with --pilot: what N repetitions would show")
     parser.set_defaults(run=run)
 
 
@@ -30,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.plan import load_plan
 
     plan = load_plan(args.plan, args.quick, args.test)
+    if args.pilot is not None or args.gain is not None or args.budget is not None:
+        return _propose(args, plan)
     if args.json:
         print(as_json(plan))
     else:
@@ -38,6 +46,38 @@ def run(args: argparse.Namespace) -> int:
         console = Console()
         show(plan, console if console.is_terminal else Console(width=PIPED_COLUMNS))
     return 0
+
+
+def _propose(args: argparse.Namespace, plan: "Plan") -> int:
+    """How many repetitions a pilot says are enough. Exit code 4 when it cannot say."""
+    from kvgauge.failures import UsageError
+    from kvgauge.plan.expand import estimate_s
+    from kvgauge.report import results
+    from kvgauge.report.against import primary_of
+    from kvgauge.report.pilot import propose, render
+    from kvgauge.report.text import page
+
+    if args.pilot is None:
+        raise UsageError("--gain and --budget are about a pilot: name its folder with --pilot")
+    if args.budget is not None and not 2 <= args.budget <= 1000:
+        raise UsageError(f"--budget {args.budget}: expected 2 to 1000 repetitions")
+    try:
+        gain_pct = float((args.gain or "5").strip().removesuffix("%"))
+    except ValueError:
+        gain_pct = 0.0
+    if not 0 < gain_pct < 100:
+        raise UsageError(f"--gain {args.gain}: expected a percentage above 0 and below 100, as in 5%")
+    pilot = results.read(args.pilot)
+    proposed = propose(pilot, str(args.pilot), gain_pct, budget=args.budget)
+    if args.json:
+        import msgspec
+
+        print(msgspec.json.format(msgspec.json.encode(proposed), indent=1).decode())
+    else:
+        console = page()
+        for part in render(proposed, primary_of(pilot), gain_pct, estimate_s(plan) / plan.repetitions):
+            console.print(part)
+    return 0 if all(one.design is not None for one in proposed) else EXIT_UNDECIDED
 
 
 def as_json(plan: "Plan") -> str:

@@ -1,0 +1,84 @@
+"""What a finished run says of the next one: how many runs it takes, and how long."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import log
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kvgauge.compare.gains import Key, comparable, direction
+from kvgauge.failures import TooFewSamples, UsageError
+from kvgauge.report.against import all_values, primary_of
+from kvgauge.report.results import Results
+from kvgauge.stats.design import PILOT_MIN, Design, design
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Proposed(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs for one test beside one baseline; `reason` where the pilot cannot tell."""
+
+    test: str
+    baseline: str
+    design: Design | None
+    reason: str | None = None
+
+
+def propose(pilot: Results, source: str, gain_pct: float, *, budget: int | None = None) -> list[Proposed]:
+    """Every test of the pilot beside each of its baselines, by the pilot's own primary metric.
+
+    raises  UsageError when it declares none, or has no test with a baseline
+    """
+    key = primary_of(pilot)
+    better = direction(key[1]) if key else None
+    if key is None or better is None:
+        raise UsageError(f"{source} declares no primary metric that can be better or worse: it is no pilot")
+    by_name = {values.test.name: values for values in all_values(pilot, source)}
+    found = []
+    for after in by_name.values():
+        for name in after.test.baseline:
+            before = by_name.get(name)
+            if before is None or comparable(before.test, after.test) is not None:
+                continue
+            logs = _log_ratios(before.values.get(key, {}), after.values.get(key, {}))
+            try:
+                made, reason = design(logs, gain_pct, better, budget=budget), None
+            except TooFewSamples as error:
+                made, reason = None, str(error)
+            found.append(Proposed(test=after.test.name, baseline=name, design=made, reason=reason))
+    if not found:
+        raise UsageError(f"{source} has no two tests that are compared: a pilot needs a test and its baseline")
+    return found
+
+
+def _log_ratios(before: Mapping[int, float], after: Mapping[int, float]) -> list[float]:
+    both = sorted(before.keys() & after.keys())
+    return [log(after[k] / before[k]) for k in both if min(before[k], after[k]) > 0]
+
+
+def render(
+    proposed: Sequence[Proposed], key: Key | None, gain_pct: float, repetition_s: float
+) -> "Iterator[RenderableType]":
+    """A line for each pair of tests, and the number that would do for all of them."""
+    from rich.text import Text
+
+    what = f"{key[1]} of {key[0]}" if key else "the primary metric"
+    yield Text(f"by the pilot, to show a gain of {gain_pct:g} % in {what} 9 times in 10:", style="bold")
+    for one in proposed:
+        yield Text(f"  {one.test} beside {one.baseline}: {_words(one, gain_pct)}")
+    runs = [one.design.runs for one in proposed if one.design is not None]
+    if runs and len(runs) == len(proposed) and None not in runs:
+        most = max(run for run in runs if run is not None)
+        yield Text(f"repetitions: {most} in this plan, about {most * repetition_s / 3600:.1f} h", style="bold")
+
+
+def _words(one: Proposed, gain_pct: float) -> str:
+    if one.design is None:
+        return f"not known ({one.reason}; give the pilot at least {PILOT_MIN} repetitions)"
+    made = one.design
+    said = "more than 1,000 repetitions" if made.runs is None else f"{made.runs} repetitions"
+    said += f" (spread of a pair {made.spread:.1%} in {made.pilot} pairs, planned with up to {made.spread_upper:.1%})"
+    if made.budget is not None and (made.runs is None or made.runs > made.budget):
+        said += f"; {made.budget} repetitions show {made.detectable_pct:.1f} % or more, not {gain_pct:g} %"
+    return said
