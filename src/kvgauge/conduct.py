@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from kvgauge.compare.gains import known_within
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
@@ -111,6 +112,7 @@ class Conductor:
         self._watching = watching
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
+        self._enough_after: int | None = None
 
     def conduct(self) -> Results:
         """Every run in order. raises SamplesError when the folder cannot be written."""
@@ -120,7 +122,7 @@ class Conductor:
         self._write()
         over = {result.run_id for given in self._given.values() for result in given}
         for run in self._runs:
-            if self._stop():
+            if self._stop() or self._enough_after is not None:
                 break
             if run.run_id in over:
                 continue
@@ -145,7 +147,26 @@ class Conductor:
 
     def _write(self) -> None:
         self._results = results_files.build(self._plan, self._given, self._machine(), self._runs)
+        self._enough_after = self._whole_repetitions()
+        if self._enough_after is not None:
+            self._results = results_files.build(
+                self._plan, self._given, self._machine(), self._runs, enough_after=self._enough_after
+            )
         results_files.write(self._results, self._folder)
+
+    def _whole_repetitions(self) -> int | None:
+        """After which repetition every primary gain was known well enough; None: not yet, or nobody asked."""
+        if self._plan.gain_within_pct is None:
+            return None
+        over = {(test, run.repetition) for test, given in self._given.items() for run in given}
+        reached = max((k for k in range(1, self._plan.repetitions + 1) if self._all_over(over, k)), default=0)
+        if any(repetition > reached for _, repetition in over):
+            return None  # looks come between repetitions only
+        rows = [row for test in self._results.tests for row in test.gains]
+        return reached if reached and known_within(rows, self._plan.gain_within_pct) else None
+
+    def _all_over(self, over: set[tuple[str, int]], repetition: int) -> bool:
+        return all((test.name, repetition) in over for test in self._plan.tests)
 
     def _machine(self) -> dict[str, str | int]:
         return {"kvgauge": self._conditions.kvgauge, **self._conditions.machine}

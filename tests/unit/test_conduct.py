@@ -376,6 +376,32 @@ def test_a_primary_metric_worse_than_the_baselines_is_exit_code_1(scene, candida
     assert ("worse" in verdicts) is (code == 1)
 
 
+@pytest.mark.parametrize(("noise_ms", "repetitions"), [(0.01, 5), (3.0, 7)])
+def test_a_plan_stops_once_its_gains_are_narrow_and_not_before_the_fifth_repetition(scene, noise_ms, repetitions):
+    scene.world.ttft_ms = lambda run: (
+        (8.0 if run.endswith("-b") else 10.0) + noise_ms * (int(run[1]) % 3) * (-1 if run.endswith("-b") else 1)
+    )
+    plan = make_plan(make_test(name="A"), make_test(name="B", baseline=("A",)), repetitions=7)
+    got = scene.walk(msgspec.structs.replace(plan, gain_within_pct=2.0))
+    assert sum(call[0] == "start" for call in scene.world.calls) == 2 * repetitions
+    assert {run.status for run in got.runs.values()} == {"valid"}
+    assert (got.results.ended is not None) is (repetitions < 7)
+    assert max(run.repetition for run in got.runs.values()) == repetitions
+
+
+def test_a_plan_that_has_stopped_is_not_gone_on_with_when_it_is_resumed(scene):
+    scene.world.ttft_ms = lambda run: 8.0 if run.endswith("-b") else 10.0 + 0.01 * int(run[1])
+    plan = make_plan(make_test(name="A"), make_test(name="B", baseline=("A",)), repetitions=9)
+    plan = msgspec.structs.replace(plan, gain_within_pct=2.0)
+    first = scene.walk(plan)
+    done = {test.name: list(test.runs) for test in first.results.tests}
+    shutil.rmtree(first.folder)
+    scene.world.calls.clear()
+    again = scene.walk(plan, done=done)
+    assert not [call for call in scene.world.calls if call[0] == "start"]
+    assert again.results.ended == first.results.ended
+
+
 def test_runs_that_an_earlier_process_finished_are_not_repeated(scene):
     plan = make_plan(repetitions=2)
     first = scene.walk(plan)

@@ -12,6 +12,7 @@ from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.records import ColdStart, Plan, Test
 from kvgauge.stats.estimate import Estimate, bare, missing
 from kvgauge.stats.runs import (
+    CONFIDENCE,
     RUNS_MAX,
     RUNS_MIN,
     SHOWN_PCT,
@@ -49,6 +50,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     left_out    (cell, repetition) -> why that run does not enter: "invalid", "failed", "interrupted", "pending"
     no_verdict  (cell, metric) -> why this metric gives no verdict, as a P99 of few requests does
     units       (cell, metric) -> its unit
+    confidence  of its gains' intervals: more than 95 % where the plan stopped once they were narrow
     """
 
     __test__ = False  # pytest: not a test class
@@ -58,6 +60,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     left_out: Mapping[tuple[str | None, int], str] = {}
     no_verdict: Mapping[Key, str] = {}
     units: Mapping[Key, str] = {}
+    confidence: float = CONFIDENCE
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,13 +181,32 @@ def _p_value(gained: Gain) -> float:
 
 
 def gain_of(before: TestValues, after: TestValues, key: Key, *, paired: bool) -> Gain:
-    """What one metric of one cell gained, over pairs of runs or over the two sides' runs."""
+    """What one metric of one cell gained, over pairs of runs or over the two sides' runs.
+
+    Where the confidence is more than 95 %, p-values grow with it, so that they go with the interval.
+    """
     sides = before.values.get(key, {}), after.values.get(key, {})
     better = direction(key[1]) or "lower"
+    confidence = max(before.confidence, after.confidence)
     if paired:
-        return gain(*sides, better)
-    usable = [[value for value in side.values() if value > 0] for side in sides]
-    return unpaired_gain(usable[0], usable[1], better)
+        found = gain(*sides, better, confidence=confidence)
+    else:
+        usable = [[value for value in side.values() if value > 0] for side in sides]
+        found = unpaired_gain(usable[0], usable[1], better, confidence=confidence)
+    if found.p_value is None or confidence == CONFIDENCE:
+        return found
+    return msgspec.structs.replace(found, p_value=min(1.0, found.p_value * LEVEL / (1 - confidence)))
+
+
+def known_within(rows: Sequence[GainRow], half_width_pct: float) -> bool:
+    """Whether every primary gain that has an interval is known within so many percentage points; False without any."""
+    widths = [
+        (row.gain.high - row.gain.low) / 2
+        for row in rows
+        if row.primary and row.gain.low is not None and row.gain.high is not None
+    ]
+    counts = [row.gain.n for row in rows if row.primary and row.gain.low is not None]
+    return bool(widths) and min(counts) >= RUNS_MIN and max(widths) <= half_width_pct
 
 
 def _primary_row(before: TestValues, after: TestValues, key: Key, *, paired: bool) -> GainRow:

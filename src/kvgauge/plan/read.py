@@ -2,7 +2,7 @@
 
 Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
 
-    name, repetitions, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
+    name, repetitions, gain_within, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
     goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
@@ -26,7 +26,9 @@ from kvgauge.plan.metrics import GOODPUT_METRICS, METRICS, STREAM_FAMILIES
 from kvgauge.plan.nodes import Value, nearest, parse
 from kvgauge.plan.records import BACKENDS, FABRICS, Cell, ColdStart, Expect, Goodput, Operation, Plan, Primary, Test
 
-PLAN_KEYS = ("name", "repetitions", "seed", "primary", "goodput", "baseline", "defaults", "tests", "cells")
+PLAN_KEYS = (
+    "name", "repetitions", "gain_within", "seed", "primary", "goodput", "baseline", "defaults", "tests", "cells",
+)  # fmt: skip
 TEST_KEYS = (
     "name",
     "backend",
@@ -105,6 +107,9 @@ def read(
         repetitions=fields["repetitions"].integer(1, 1000) if "repetitions" in fields else 5,
         primary=primary,
         goodput=goodput,
+        gain_within_pct=100 * fields["gain_within"].number(0.001, 0.5, percent=True)
+        if "gain_within" in fields
+        else None,
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
     )

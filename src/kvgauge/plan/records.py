@@ -205,7 +205,10 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to vary, how often, and what decides."""
+    """What to vary, how often, and what decides.
+
+    gain_within_pct  stop before `repetitions` once every primary gain is known within +- so many percentage points
+    """
 
     name: str
     source: str
@@ -216,6 +219,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
     quick: bool = False
     goodput: Goodput | None = None
+    gain_within_pct: float | None = None
     rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
 
 

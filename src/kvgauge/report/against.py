@@ -16,6 +16,7 @@ from kvgauge.report.gains import STYLES, point_text, span_text
 from kvgauge.report.numbers import NONE, plain, signed_pct, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.results import Results, values_of
+from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +35,7 @@ def side_of(results: Results, source: str, name: str, *, label: str | None = Non
     return Side(
         label=label or name,
         source=source,
-        values=values_of(_test(results, source, name), by_name[name].runs),
+        values=_values(results, source, name),
         cells={str(cell.get("name")): cell for cell in _listed(results, "cells")},
         machine=results.machine,
         primary=primary_of(results),
@@ -53,7 +54,13 @@ def primary_of(results: Results) -> Key | None:
 
 def all_values(results: Results, source: str) -> list[TestValues]:
     """Every test of a plan."""
-    return [values_of(_test(results, source, test.name), test.runs) for test in results.tests]
+    return [_values(results, source, test.name) for test in results.tests]
+
+
+def _values(results: Results, source: str, name: str) -> TestValues:
+    runs = next(test.runs for test in results.tests if test.name == name)
+    stops = results.plan.get("gain_within_pct") is not None
+    return values_of(_test(results, source, name), runs, confidence=STOPPING_CONFIDENCE if stops else CONFIDENCE)
 
 
 def _test(results: Results, source: str, name: str) -> Test:

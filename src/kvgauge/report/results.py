@@ -19,7 +19,7 @@ from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.samples.disk import unwritten
 from kvgauge.stats.estimate import Estimate, missing
-from kvgauge.stats.runs import over_runs
+from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
 
 SCHEMA = 1
@@ -104,6 +104,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     rehearsal  nothing here transfers to EFA
     machine    where it ran: what the caller knows of it
     published  None, or where numbers that were not measured here come from
+    ended      None, or why the plan stopped before its last repetition
     """
 
     schema: int
@@ -112,23 +113,38 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     machine: dict[str, Any]
     tests: tuple[TestResult, ...]
     published: str | None = None
+    ended: str | None = None
 
 
 def build(
-    plan: Plan, run_results: Mapping[str, Sequence[RunResult]], machine: Mapping[str, Any], planned: Sequence[Run] = ()
+    plan: Plan,
+    run_results: Mapping[str, Sequence[RunResult]],
+    machine: Mapping[str, Any],
+    planned: Sequence[Run] = (),
+    *,
+    enough_after: int | None = None,
 ) -> Results:
     """Results so far: summaries over valid runs, gains, and what has not run yet as pending.
 
     run_results  test name -> what its runs gave, in any order
     planned      the plan's runs as expanded, so that pending ones carry their run_id and seed
+    enough_after  the repetition after which gains were known well enough: later ones are not pending
     """
-    runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned) for test in plan.tests}
-    rows = gains([values_of(test, runs[test.name]) for test in plan.tests], plan)
+    last = enough_after or plan.repetitions
+    runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned, last) for test in plan.tests}
+    confidence = confidence_of(plan)
+    rows = gains([values_of(test, runs[test.name], confidence=confidence) for test in plan.tests], plan)
+    ended = None
+    if enough_after is not None and enough_after < plan.repetitions:
+        ended = (
+            f"after repetition {enough_after} of {plan.repetitions}: gains are known within {plan.gain_within_pct:g} %"
+        )
     return Results(
         schema=SCHEMA,
         plan=msgspec.to_builtins(plan),
         rehearsal=plan.rehearsal,
         machine=dict(machine),
+        ended=ended,
         tests=tuple(
             TestResult(
                 name=test.name,
@@ -151,7 +167,14 @@ def build(
     )
 
 
-def _with_pending(plan: Plan, test: Test, given: Sequence[RunResult], planned: Sequence[Run]) -> tuple[RunResult, ...]:
+def confidence_of(plan: Plan) -> float:
+    """Of its gains' intervals."""
+    return CONFIDENCE if plan.gain_within_pct is None else STOPPING_CONFIDENCE
+
+
+def _with_pending(
+    plan: Plan, test: Test, given: Sequence[RunResult], planned: Sequence[Run], last: int
+) -> tuple[RunResult, ...]:
     """What was given, in order, and an entry without metrics for each run x cell that is still to come.
 
     A run that is invalid as a whole makes its cells invalid: its evidence is theirs.
@@ -167,7 +190,7 @@ def _with_pending(plan: Plan, test: Test, given: Sequence[RunResult], planned: S
     ids = {run.repetition: run for run in planned if run.test.name == test.name}
     whole = {run.repetition: run.run_id for run in given}
     runs = list(given)
-    for repetition in range(1, plan.repetitions + 1):
+    for repetition in range(1, last + 1):
         expanded = ids.get(repetition)
         for cell in expanded.cells if expanded else plan.cells:
             if (repetition, cell.name) in known:
@@ -188,7 +211,7 @@ def _with_pending(plan: Plan, test: Test, given: Sequence[RunResult], planned: S
     return tuple(sorted(runs, key=lambda run: (run.repetition, -1 if run.cell is None else places.get(run.cell, 999))))
 
 
-def values_of(test: Test, runs: Sequence[RunResult]) -> TestValues:
+def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONFIDENCE) -> TestValues:
     """Run-level values of valid runs; a value that is only the largest of too few requests gives no verdict."""
     values: dict[tuple[str | None, str], dict[int, float]] = {}
     no_verdict: dict[tuple[str | None, str], str] = {}
@@ -205,7 +228,9 @@ def values_of(test: Test, runs: Sequence[RunResult]) -> TestValues:
             units[run.cell, metric] = estimate.unit
             if is_largest(estimate):
                 no_verdict[run.cell, metric] = estimate.reason or ""
-    return TestValues(test=test, values=values, left_out=left_out, no_verdict=no_verdict, units=units)
+    return TestValues(
+        test=test, values=values, left_out=left_out, no_verdict=no_verdict, units=units, confidence=confidence
+    )
 
 
 def is_largest(estimate: Estimate) -> bool:
