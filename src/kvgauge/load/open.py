@@ -20,10 +20,19 @@ class OpenLoad:
     times_ns     due times after the start, never falling
     slots        how many requests may be under way, >= 1; low slots are used first, so that their connections stay
     waiting_max  how many may be due and not sent
+    sharers      so many workers share the load, and that bound
     """
 
-    def __init__(self, times_ns: Iterator[int], *, slots: int, start_ns: int, waiting_max: int = WAITING_MAX) -> None:
-        self._times_ns, self._start_ns, self._waiting_max = times_ns, start_ns, waiting_max
+    def __init__(
+        self,
+        times_ns: Iterator[int],
+        *,
+        slots: int,
+        start_ns: int,
+        waiting_max: int = WAITING_MAX,
+        sharers: int = 1,
+    ) -> None:
+        self._times_ns, self._start_ns, self._waiting_max = times_ns, start_ns, -(-waiting_max // sharers)
         self._slots = slots
         self._free = list(range(slots))  # a heap
         self._freed_ns = deque([start_ns] * slots)  # since when slots are free, whichever they are; as many as are
