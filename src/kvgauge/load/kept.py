@@ -5,6 +5,7 @@ its last whole frame.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -74,4 +75,6 @@ class KeptReader:
         return [kept for frame in cut(self._pending) for kept in self._decode(frame)]
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """What is in it was taken; a file that cannot go is no reason to fail."""
+        with suppress(OSError):
+            self.path.unlink()
