@@ -1,20 +1,24 @@
 """Several workers' shares of a cell are the cell: every request and slot once, in one worker."""
 
+import argparse
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvgauge.cli import workers
+from kvgauge.failures import UsageError
+from kvgauge.load import cores
 from kvgauge.load.arrivals import ClosedLoop
 from kvgauge.load.how_many import WORKER_CHUNKS_S, Cores, how_many
 from kvgauge.load.kept import Kept, KeptReader, KeptWriter
 from kvgauge.load.orders import LENGTH, cut
 from kvgauge.load.schedules import schedule
 from kvgauge.load.shares import Share
-from kvgauge.plan.records import Burst, Ramp
+from kvgauge.plan.records import Burst, Plan, Primary, Ramp
 from kvgauge.plan.trace import TraceRequest
-from scene import make_cell
+from scene import make_cell, make_test
 from unit.test_stats_client import exchange
 
 MANY = Cores(allowed=64, free=64)
@@ -161,3 +165,73 @@ def test_what_a_killed_worker_wrote_is_read_up_to_its_last_whole_frame(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])  # it died while it wrote
     assert [(kept.exchange, kept.sent) for kept in reader.take()] == [(exchange(seq), True) for seq in range(3)]
     assert reader.take() == []
+
+
+# The flag
+
+
+def asked(text):
+    parser = argparse.ArgumentParser()
+    workers.add_flags(parser)
+    return argparse.Namespace(url="http://h:1", **vars(parser.parse_args(["--workers", text] if text else [])))
+
+
+def plan(load_workers=1):
+    cell = make_cell()
+    primary = Primary(metric="ttft_ms_mean", cell=cell.name)
+    return Plan(
+        name="p", source="s", tests=(make_test(),), cells=(cell,), repetitions=1, primary=primary,
+        load_workers=load_workers,
+    )  # fmt: skip
+
+
+def test_without_a_word_this_process_offers_every_cell():
+    assert workers.workers_of(asked(""), plan()) == (1, None)
+    assert workers.workers_of(asked("1"), plan("auto")) == (1, None)
+
+
+def test_the_flag_goes_before_the_plan(monkeypatch):
+    monkeypatch.setattr(cores, "allowed_cores", lambda: 4)
+    wanted, decide = workers.workers_of(asked("3"), plan(2))
+    assert (wanted, decide(make_cell(concurrency=9), 0).workers) == (3, 3)
+    wanted, decide = workers.workers_of(asked(""), plan(2))
+    assert (wanted, decide(make_cell(concurrency=9), 0).workers) == (2, 2)
+
+
+def test_more_workers_than_cores_are_refused(monkeypatch):
+    monkeypatch.setattr(cores, "allowed_cores", lambda: 4)
+    with pytest.raises(UsageError, match=r"5 load workers, and kvgauge may use 4 cores here.* at most 4, or for auto"):
+        workers.workers_of(asked("5"), plan())
+
+
+def test_auto_leaves_an_embedded_target_its_cores(monkeypatch):
+    monkeypatch.setattr(cores, "LOOK_S", 0.01)
+    monkeypatch.setattr(cores, "allowed_cores", lambda: 64)
+    monkeypatch.setattr(cores, "idle_cores", lambda before, after, ours: 64.0)
+    args = asked("auto")
+    _, decide = workers.workers_of(args, plan())
+    assert "64 of 64 cores free" in decide(make_cell(concurrency=4000, output_tokens=2), 40).why
+    args.url = None
+    _, decide = workers.workers_of(args, plan())
+    assert "61 of 64 cores free" in decide(make_cell(concurrency=4000, output_tokens=2), 40).why
+
+
+def test_cores_are_free_as_far_as_they_idled():
+    before = (
+        "cpu  9 9 9 9 9 9 9 9\ncpu0 100 0 0 100 0 0 0 0 0 0\ncpu1 0 0 0 50 50 0 0 0\ncpu2 7 0 0 0 0 0 0 0\nintr 5\n"
+    )
+    after = (
+        "cpu  9 9 9 9 9 9 9 9\ncpu0 110 0 0 130 0 0 0 0 0 0\ncpu1 0 0 0 60 60 0 0 0\ncpu2 47 0 0 0 0 0 0 0\nintr 5\n"
+    )
+    assert cores.idle_cores(before, after, {0, 1}) == pytest.approx(0.75 + 1)
+    assert cores.idle_cores(before, after, {0, 1, 2}) == pytest.approx(0.75 + 1 + 0)
+    assert cores.idle_cores(before, after, {7}) == 1
+    seen = cores.look()
+    assert 1 <= seen.free <= seen.allowed
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "²"])
+def test_other_words_are_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        asked(text)
+    assert "expected a number of processes, or auto" in capsys.readouterr().err
