@@ -164,7 +164,7 @@ class Conductor:
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
-                with Scraper(folder, run.run_id, self._watching) as scraper:
+                with Scraper(folder, run.run_id, self._watching, headers=self._headers, tls=self._tls) as scraper:
                     self._measure(run, target, writer, measured, scraper)
         except SamplesError:
             raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
