@@ -27,7 +27,7 @@ from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
 from kvgauge.load.offset import RealtimeOffset
-from kvgauge.load.open import OpenLoad
+from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
 from kvgauge.load.receive import OpenReceiver, open_receiver
@@ -196,7 +196,15 @@ class Driver:
                 elif cell.is_open:
                     trace = tuple(each for each in requests if isinstance(each, TraceRequest))
                     times_ns = islice(schedule(cell, seed=seed, trace=trace), share.index, None, share.of)
-                    open_load = OpenLoad(times_ns, slots=slots, start_ns=begin.start_ns, sharers=share.of)
+                    duration_ns = _duration_ns(cell)
+                    open_load = OpenLoad(
+                        times_ns,
+                        slots=slots,
+                        start_ns=begin.start_ns,
+                        sharers=share.of,
+                        end_ns=None if duration_ns is None else begin.start_ns + duration_ns,
+                        drain_ns=drain_ns_of(duration_ns),
+                    )
                     finished = self._loop.offer(open_load, work, spare=OPEN_SPARE)
                 elif cell.load == "wave" and pace is not None:
                     finished = self._waves(cell, work, begin.start_ns, share, pace)

@@ -180,7 +180,7 @@ class Loop:
                 ended_ns=now_ns,
                 incoming=None,
                 cut="unsent",
-                detail="too many requests waited to be sent",
+                detail="it waited, behind too many others or too long after the end of the load, and was never sent",
             )
             self._work.over(ended)
 
