@@ -44,7 +44,6 @@ def team(server, tmp_path):
         folder=tmp_path / "logs",
         headers=Headers((("X-Plain", "said"),), (("Authorization", f"Bearer {SECRET}"),)),
         request_timeout_s=5,
-        silent_s=2.0,
     ) as started:
         yield started
     assert [path for path in (tmp_path / "logs").glob("*") if path.suffix == ".kept" or path.stat().st_size] == []
@@ -105,7 +104,10 @@ def test_two_workers_send_what_one_driver_sends(server, team, shape):
             assert max(each.done_ns for each in before) <= after[0].due_ns
 
 
-def test_workers_are_kept_from_cell_to_cell_and_one_slot_needs_none(server, team):
+def test_workers_are_kept_from_cell_to_cell_and_keys_reach_neither_arguments_nor_environment_nor_disk(
+    server, team, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MY_KEY", SECRET)
     offer(team, cell(concurrency=4, requests=8, warmup_requests=0))
     first = team.pids
     load, exchanges = offer(team, cell(load="single", concurrency=1, requests=3, warmup_requests=0))
@@ -113,9 +115,15 @@ def test_workers_are_kept_from_cell_to_cell_and_one_slot_needs_none(server, team
     offer(team, cell(concurrency=4, requests=8, warmup_requests=0))
     assert team.pids == first
     assert server.connections == 4 + 1
+    assert all(f"Bearer {SECRET}".encode() in request for request in server.requests)
+    assert all(b"X-Plain: said" in request for request in server.requests)
+    for pid in team.pids.values():
+        for name in ("cmdline", "environ"):
+            assert SECRET.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert not any(SECRET.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_cell_ends_by_the_clock_or_when_its_mean_is_known(team):
+def test_a_cell_ends_by_the_clock_when_enough_is_known_or_when_it_is_stopped_and_keeps_what_was_answered(team):
     timed, exchanges = offer(team, cell(concurrency=4, requests=100_000, warmup_requests=0, duration_s=0.3))
     assert (timed.interrupted, timed.failed) == (False, 0)
     assert all(each.due_ns - timed.started_ns < 0.3e9 for each in exchanges)
@@ -129,9 +137,6 @@ def test_a_cell_ends_by_the_clock_or_when_its_mean_is_known(team):
     )
     assert (load.enough, load.interrupted, load.failed) == (True, False, 0)
     assert load.offered == len(exchanges) < 100_000
-
-
-def test_a_stop_ends_all_workers_at_once_and_keeps_what_was_answered(team):
     exchanges, began = [], time.monotonic()
     load = team.run_cell(
         cell(concurrency=4, requests=100_000, warmup_requests=0),
@@ -155,6 +160,7 @@ def test_a_stop_ends_all_workers_at_once_and_keeps_what_was_answered(team):
 )
 def test_a_worker_that_is_lost_is_named_and_only_what_it_had_under_way_is_lost(team, number, said):
     exchanges, hit = [], []
+    team._silent_s = 2.0 if number == signal.SIGSTOP else 30.0
 
     def on_exchange(exchange):
         exchanges.append(exchange)
@@ -174,6 +180,7 @@ def test_a_worker_that_is_lost_is_named_and_only_what_it_had_under_way_is_lost(t
     others = [each.seq for each in exchanges if each.worker == 0]
     assert sorted(others) == [seq for seq in range(max(others) + 1) if seq % 4 % 2 == 0]
     assert running(hit) == []
+    team._silent_s = 30.0
     load, exchanges = offer(team, cell(concurrency=4, requests=12, warmup_requests=0))  # with a new worker
     assert (load.lost, load.completed, {each.worker for each in exchanges}) == (None, 12, {0, 1})
 
@@ -201,17 +208,6 @@ def test_a_callback_that_raises_leaves_no_worker(team):
             tick=lambda: pids.extend(team.pids.values()),
         )
     assert running(pids) == []
-
-
-def test_keys_reach_the_server_and_neither_arguments_nor_environment_nor_disk(server, team, tmp_path, monkeypatch):
-    monkeypatch.setenv("MY_KEY", SECRET)
-    offer(team, cell(concurrency=4, requests=8, warmup_requests=0))
-    assert all(f"Bearer {SECRET}".encode() in request for request in server.requests)
-    assert all(b"X-Plain: said" in request for request in server.requests)
-    for pid in team.pids.values():
-        for name in ("cmdline", "environ"):
-            assert SECRET.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
-    assert not any(SECRET.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_no_worker_outlives_its_conductor_not_even_a_stopped_one(server, tmp_path):
