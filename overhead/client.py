@@ -48,12 +48,12 @@ def answer_bytes(tokens: int) -> bytes:
 SENDS_PER_TURN = 8
 
 
-def flood(pipe: Pipe, tokens: int, send_bytes: int, core: int | None) -> None:
-    """The child: one thread, one epoll. A request is whatever ends in `}`."""
+def flood(pipe: Pipe, tokens: int, send_bytes: int, core: int | None, port: int = 0) -> None:
+    """The child: one thread, one epoll. A request is whatever ends in `}`. port: shared with other such children"""
     if core is not None:
         os.sched_setaffinity(0, {core})
     answer = memoryview(answer_bytes(tokens))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = socket.create_server(("127.0.0.1", port), backlog=512, reuse_port=True)
     listener.setblocking(False)
     pipe.send(listener.getsockname()[1])
     epoll = select.epoll()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,7 +21,9 @@ from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.how_many import HowMany
 from kvgauge.load.tally import CellLoad
+from kvgauge.load.team import Team
 from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Expect, Goodput, Plan, Run
@@ -42,7 +44,7 @@ from kvgauge.stats.goodput import goodput_metrics
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.stats.server import metric_names, server_cells
-from kvgauge.target.contract import Target
+from kvgauge.target.contract import Endpoint, Target
 
 SEED_BITS = 48
 LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
@@ -85,6 +87,8 @@ class Conductor:
     headers      what else stands in the head of each request
     tls          how an https target's certificate is checked
     watching     which /metrics to keep beside the samples; None: none
+    workers      by how many load workers a cell is offered, given how many were too few for it in an earlier run
+                 (0: not known); None: from this process
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Conductor:
         headers: Headers = NO_HEADERS,
         tls: Tls | None = None,
         watching: Watching | None = None,
+        workers: Callable[[Cell, int], HowMany] | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -109,7 +114,8 @@ class Conductor:
         self._runs = expand(plan)
         self._conditions = conditions
         self._files, self._headers, self._tls = files or {}, headers, tls
-        self._watching = watching
+        self._watching, self._workers = watching, workers
+        self._too_few: dict[str, int] = {}  # cell -> load workers that were its bottleneck
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
@@ -179,7 +185,7 @@ class Conductor:
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
-                with Scraper(folder, run.run_id, self._watching) as scraper:
+                with Scraper(folder, run.run_id, self._watching, headers=self._headers, tls=self._tls) as scraper:
                     self._measure(run, target, writer, measured, scraper)
         except SamplesError:
             raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
@@ -208,14 +214,7 @@ class Conductor:
         scraper.watch(endpoint.url)
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
-        with Driver(
-            endpoint.url,
-            endpoint.model,
-            host=platform.node(),
-            request_timeout_s=self._request_timeout_s,
-            headers=self._headers,
-            tls=self._tls,
-        ) as driver:
+        with self._driver(endpoint, self._folder / "runs" / run.run_id / "logs") as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
                 begin_ns, _ = scraper.mark()
@@ -229,8 +228,26 @@ class Conductor:
             self._late_moves(target, writer, measured)
             measured.evidence = target.evidence()
 
+    def _driver(self, endpoint: Endpoint, folder: Path) -> Driver | Team:
+        options: dict[str, Any] = {
+            "host": platform.node(),
+            "request_timeout_s": self._request_timeout_s,
+            "headers": self._headers,
+            "tls": self._tls,
+        }
+        if (workers := self._workers) is None:
+            return Driver(endpoint.url, endpoint.model, **options)
+        too_few = self._too_few
+        return Team(
+            endpoint.url,
+            endpoint.model,
+            decide=lambda cell: workers(cell, too_few.get(cell.name, 0)),
+            folder=folder,
+            **options,
+        )
+
     def _offer(
-        self, run: Run, cell: Cell, driver: Driver, target: Target, writer: SampleWriter, measured: Measured
+        self, run: Run, cell: Cell, driver: Driver | Team, target: Target, writer: SampleWriter, measured: Measured
     ) -> None:
         exchanges: list[Exchange] = []
         narrow = Narrow(cell.until, first_seq=cell.warmup_requests) if cell.until is not None else None
@@ -263,6 +280,10 @@ class Conductor:
             requests=_requests_of(cell, self._files),
         )
         stop()  # once more: what ended with the last request belongs to this cell
+        if load.lost is not None:
+            measured.mishaps.append((cell.name, load.lost))
+        elif client_troubles(cell, exchanges):
+            self._too_few[cell.name] = max(load.workers, self._too_few.get(cell.name, 0))
         if narrow is not None:
             measured.until[cell.name] = narrow.outcome()
         self._take(target, writer, run, measured)
@@ -334,7 +355,8 @@ def judge(
             *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _requests_of(cell, files)),
         ]
         status, reasons = _verdict(load, measured, against, troubles)
-        results.append(_result(run, cell, status, reasons, metrics))
+        by = {"load_workers": load.workers, "load_workers_why": load.workers_why}
+        results.append(msgspec.structs.replace(_result(run, cell, status, reasons, metrics), **by))
     last = next(iter(reversed(measured.loads)), None)
     for cell in run.cells:
         if cell.name in done:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from kvgauge.load.cores import allowed_cores
 from kvgauge.samples.read import load_exchanges
 from scene import make_test
 
@@ -47,13 +48,20 @@ def test_a_server_is_loaded_and_its_requests_and_results_are_kept(server, tmp_pa
     assert "64x4-4" in again.stdout
 
 
-def test_an_open_load_is_offered_at_its_rate(server, tmp_path):
+def test_an_open_load_is_offered_at_its_rate_by_several_workers_where_there_are_cores(server, tmp_path):
+    workers = min(2, allowed_cores())
     done = load("--url", server, "--request-rate", "20", "--arrival-pattern", "constant", "--request-count", "20",
-                "--isl", "32", "--osl", "2", "--out", str(tmp_path / "out"))  # fmt: skip
+                "--isl", "32", "--osl", "2", "--workers", str(workers), "--out", str(tmp_path / "out"))  # fmt: skip
     assert done.returncode in (0, 3), done.stderr  # 3: a machine too busy for its own rate says so
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (cell,) = (run for run in results["tests"][0]["runs"] if run["cell"])
     assert cell["metrics"]["offered_rate_req_s"]["point"] == pytest.approx(20, rel=0.1)
+    assert cell["load_workers"] == workers
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    measured = [each for each in load_exchanges(run) if not each.warmup]
+    assert sorted(each.seq for each in measured) == list(range(10, 30))
+    assert {each.worker for each in measured} == set(range(workers))
+    assert not list(run.rglob("*.kept"))
 
 
 @pytest.mark.parametrize(

@@ -87,16 +87,17 @@ def certificates(tmp_path_factory):
 
 
 class Server:
-    """A thread for each connection; `answer(sock, nth)` writes one answer, False closes the connection."""
+    """A thread for each connection; `answer(sock, nth)` writes one answer, False closes the connection. got: what a
+    GET is answered"""
 
-    def __init__(self, certificate, key, answer, *, version=None):
+    def __init__(self, certificate, key, answer, *, version=None, got=None):
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
         self._context.set_alpn_protocols(["h2", "http/1.1"])
         if version is not None:
             self._context.maximum_version = self._context.minimum_version = version
         self._context.sni_callback = lambda _sock, name, _context: self.names.append(name)
-        self._answer = answer
+        self._answer, self._got = answer, got or MODELS
         self.names, self.protocols, self.goodbyes, self.connections = [], [], 0, 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -123,7 +124,7 @@ class Server:
             nth = 0
             while data := sock.recv(1 << 16):
                 if data.startswith(b"GET"):
-                    sock.sendall(MODELS)
+                    sock.sendall(self._got)
                 elif self._answer(sock, nth) is False:
                     return
                 nth += 1

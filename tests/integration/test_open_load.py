@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from integration.test_load_driver import HEAD, WHOLE, Server, send
+from kvgauge.load import drive
 from kvgauge.load import open as open_load
 from kvgauge.load.drive import OPEN_AHEAD, Driver
 from kvgauge.load.schedules import schedule
@@ -123,6 +124,26 @@ def test_a_server_that_is_too_slow_ends_the_load_at_the_bound_and_is_named(monke
     assert len(exchanges) == load.completed + len(unsent) < 200
     assert [each.due_ns for each in exchanges] == sorted(each.due_ns for each in exchanges)
     assert "The server is saturated: all 2" in offered_troubles(which, load, 1.0)[0]
+
+
+def test_a_saturated_load_ends_soon_after_its_time_and_says_what_was_never_sent(monkeypatch):
+    monkeypatch.setattr(drive, "drain_ns_of", lambda _duration_ns: 200_000_000)
+
+    def slowly(sock, nth, request):
+        time.sleep(0.1)
+        sock.sendall(WHOLE)
+
+    which = cell(rate=200.0, concurrency=2, requests=1_000_000, duration_s=0.5)
+    began = time.monotonic()
+    with Server(slowly) as server:
+        load, exchanges = offer(server.url, which)
+    assert time.monotonic() - began < 4  # sent to the last it would have been 5 s and more
+    unsent = [each for each in exchanges if each.failure == "unsent"]
+    assert len(exchanges) == 100
+    assert len(unsent) == load.open.given_up == 100 - load.completed > 50
+    assert [each.seq for each in exchanges] == list(range(2, 102))
+    assert not load.interrupted
+    assert "were never sent, because" in offered_troubles(which, load, 1.0)[0]
 
 
 def test_the_clock_ends_a_load_and_what_was_due_is_finished():

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from integration import test_load_tls
+from integration.test_load_driver import Server as Recorder
+from integration.test_load_tls import Server as Secure
+from kvgauge.load.headers import Headers
+from kvgauge.load.tls import Tls
 from kvgauge.samples.files import seal, stream_path
 from kvgauge.samples.read import load_metrics, load_transfers
 from kvgauge.scrape.changes import UP
 from kvgauge.scrape.scraper import Scraper, Watching
-from kvgauge.scrape.source import FETCH_TIMEOUT_S
+from kvgauge.scrape.source import FETCH_TIMEOUT_S, same_server
 from scene import children_of
 
+certificates = test_load_tls.certificates  # a fixture
 RSS_BYTES_MAX = 400 << 20
 
 PLAN = """
@@ -228,6 +234,73 @@ def test_a_scraper_ends_when_whoever_started_it_is_killed_and_leaves_a_whole_str
         assert not Path(f"/proc/{child}").exists()
     assert stream_path(tmp_path, "metrics").read_bytes().endswith(b"\xff\xff\xff\xff\0\0\0\0")
     assert points_of(tmp_path, "scrapes_total")
+
+
+def test_the_requests_headers_go_to_metrics_of_their_own_server_only_and_keys_reach_no_disk(tmp_path):
+    key = "sk-a-key-nobody-shall-see"
+    told = http(f'# TYPE a gauge\na{{echo="{key}"}} 1\n'.encode())
+
+    def answer(sock, nth, request):
+        sock.sendall(told)
+        return False
+
+    headers = Headers((("X-Plain", "said"),), (("Authorization", f"Bearer {key}"),))
+    with Recorder(answer) as own, Recorder(answer) as other:
+        urls = (f"{own.url}/worker/metrics", f"{other.url}/metrics")
+        watching = Watching(urls=urls, interval_s=60)
+        with Scraper(tmp_path, "r1", watching, headers=headers) as scraper:
+            scraper.watch(f"{own.url}/v1")
+            scraper.mark()
+            command = Path(f"/proc/{scraper.pid}/cmdline").read_bytes()
+    paths = {request.split()[1] for request in own.requests}
+    assert paths == {b"/metrics", b"/worker/metrics"}
+    assert all(f"Authorization: Bearer {key}\r\n".encode() in request for request in own.requests)
+    assert all(b"X-Plain: said\r\n" in request for request in own.requests)
+    assert other.requests
+    assert not any(key.encode() in request or b"X-Plain" in request for request in other.requests)
+    assert key.encode() not in command
+    seen = {point.source for point in points_of(tmp_path, "a")}
+    assert seen == {f"{own.url}/metrics", *urls}  # each kept apart by its source
+    labels = {point.labels for point in points_of(tmp_path, "a") if point.source != urls[1]}
+    assert labels == {f'echo="{"*" * len(key)}"'}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://h:8000/v1", "http://H:8000/metrics", True),
+        ("https://h/v1", "https://h:443/metrics", True),
+        ("http://h:8000", "http://h:8001/metrics", False),
+        ("http://h:8000", "http://h.example:8000/metrics", False),
+        ("https://h:8000", "http://h:8000/metrics", False),  # a key would go in the clear
+    ],
+)
+def test_a_server_is_the_same_by_scheme_host_and_port(one, other, same):
+    assert same_server(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("which", "insecure", "up"), [("good", False, True), ("old", False, False), ("old", True, True)]
+)
+def test_metrics_over_https_are_scraped_as_the_certificates_are_to_be_checked(
+    tmp_path, certificates, which, insecure, up
+):
+    tls = Tls(insecure=True) if insecure else Tls(ca_file=certificates.ca)
+    answer = http(b"# TYPE a gauge\na 1\n").replace(b"Connection: close\r\n", b"")
+    with (
+        Secure(getattr(certificates, which), certificates.key, lambda sock, nth: False, got=answer) as server,
+        Recorder(lambda sock, nth, request: sock.sendall(answer)) as plain,
+    ):
+        watching = Watching(urls=(f"{plain.url}/metrics",), interval_s=60)
+        with Scraper(tmp_path, "r1", watching, tls=tls) as scraper:
+            scraper.watch(server.url)
+            scraper.mark()
+            scraper.mark()
+    ups = points_of(tmp_path, UP, f"{server.url}/metrics")
+    assert {point.value for point in ups} == {float(up)}, ups[0].detail
+    assert {point.value for point in points_of(tmp_path, UP, f"{plain.url}/metrics")} == {1.0}
+    if not up:
+        assert "expired" in ups[0].detail
 
 
 @pytest.mark.nixl

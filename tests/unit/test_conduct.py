@@ -11,6 +11,7 @@ from kvgauge import conduct, resume
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import BuildError, SamplesError, TargetError
+from kvgauge.load.how_many import HowMany
 from kvgauge.load.tally import CellLoad
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Plan, Primary
@@ -483,3 +484,66 @@ def test_a_worker_that_was_started_again_fails_its_cell_and_the_next_one_counts(
 def test_a_build_that_is_known_to_be_unusable_may_fail_or_be_invalid(scene, expect, code):
     scene.world.start_fails = {"r1-a"}
     assert scene.walk(make_plan(make_test(name="A", expect=expect))).code == code
+
+
+def team_of(world, decided, lost=()):
+    """A Team that plays the driver; the cells named in `lost` lose a worker."""
+
+    class FakeTeam(driver_of(world)):
+        def __init__(self, url, model, *, decide, folder, **options):
+            super().__init__(url, model, **options)
+            self._decide = decide
+            world.calls.append(("team", folder.name))
+
+        def run_cell(self, cell, **callbacks):
+            chosen = self._decide(cell)
+            decided.append((cell.name, chosen.workers))
+            load = super().run_cell(cell, **callbacks)
+            return msgspec.structs.replace(
+                load,
+                workers=chosen.workers,
+                workers_why=chosen.why,
+                interrupted=cell.name in lost,
+                lost="load worker 1 was killed by signal 9: 1 of its 2 requests are recorded"
+                if cell.name in lost
+                else None,
+            )
+
+    return FakeTeam
+
+
+def doubled(cell, too_few):
+    return HowMany(workers=2 * too_few or 2, why=f"{too_few} were too few")
+
+
+def test_how_many_workers_offered_a_cell_and_why_stands_in_its_results(scene, monkeypatch):
+    decided = []
+    monkeypatch.setattr(conduct, "Team", team_of(scene.world, decided))
+    got = scene.walk(make_plan(), workers=doubled)
+    assert decided == [("p", 2), ("q", 2)]
+    assert ("team", "logs") in scene.world.calls
+    cell = got.runs["r1-a", "q"]
+    assert (cell.status, cell.load_workers, cell.load_workers_why) == ("valid", 2, "0 were too few")
+    kept = [run for test in read(got.folder).tests for run in test.runs if run.cell == "q"]
+    assert (kept[0].load_workers, kept[0].load_workers_why) == (2, "0 were too few")
+
+
+def test_a_cell_that_lost_a_worker_has_failed_and_the_next_is_measured(scene, monkeypatch):
+    monkeypatch.setattr(conduct, "Team", team_of(scene.world, [], lost=("p",)))
+    got = scene.walk(make_plan(), workers=doubled)
+    assert [got.runs["r1-a", name].status for name in ("p", "q")] == ["failed", "valid"]
+    assert got.runs["r1-a", "p"].reasons[0].startswith("load worker 1 was killed by signal 9")
+    assert "cell p: load worker 1 was killed" in got.runs["r1-a", None].reasons[0]
+    assert got.code == 3
+    assert len(load_exchanges(got.folder / "runs/r1-a")) == 10
+
+
+def test_workers_that_were_a_cells_bottleneck_are_known_in_the_next_run(scene, monkeypatch):
+    decided = []
+    monkeypatch.setattr(conduct, "Team", team_of(scene.world, decided))
+    monkeypatch.setattr(
+        conduct, "client_troubles", lambda cell, _: ["this client was the bottleneck"] if cell.name == "p" else []
+    )
+    got = scene.walk(make_plan(repetitions=3), workers=doubled)
+    assert decided == [("p", 2), ("q", 2), ("p", 4), ("q", 2), ("p", 8), ("q", 2)]
+    assert {run.status for (_, cell), run in got.runs.items() if cell == "p"} == {"invalid"}

@@ -107,3 +107,26 @@ def test_low_slots_are_used_again_so_that_their_connections_stay():
     world = World(load, [50])
     assert load.under_way_max == 1
     assert len(world.sent) == 10
+
+
+@given(times, services, st.integers(1, 4), st.integers(1, 2_000), st.integers(0, 500), st.booleans())
+def test_what_waits_long_after_the_end_is_given_up_and_counted(due, service, slots, end_ns, drain_ns, by_stop):
+    """By the clock, or by `stop`, the same."""
+    due = [at for at in due if at < end_ns or by_stop]
+    load = OpenLoad(
+        iter(due), slots=slots, start_ns=0, end_ns=None if by_stop else end_ns, drain_ns=drain_ns, waiting_max=10_000
+    )
+    world = World(load, service, stop_at_ns=end_ns if by_stop else None)
+    stopped_ns = -(-end_ns // 10) * 10 if by_stop else end_ns  # it is looked at every 10 ns
+    sent = [at for at, _ in world.sent]
+    assert sent + world.lost == sorted(sent + world.lost)
+    assert sent + world.lost == due[: len(sent + world.lost)]
+    assert len(sent + world.lost) >= sum(at <= end_ns for at in due)
+    assert load.given_up == len(world.lost)
+    assert all(begun <= stopped_ns + drain_ns + 10 + max(service) for _, begun in world.sent)
+
+
+def test_a_load_that_kept_its_rate_has_nothing_to_give_up_at_its_end():
+    load = OpenLoad(iter(range(0, 1000, 10)), slots=2, start_ns=0, end_ns=1000, drain_ns=0)
+    world = World(load, [15])
+    assert (len(world.sent), world.lost) == (100, [])

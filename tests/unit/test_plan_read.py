@@ -233,6 +233,17 @@ def test_examples_are_valid(name):
     assert plan((EXAMPLES / name).read_bytes()).rehearsal
 
 
+@pytest.mark.parametrize(("written", "read_as"), [("3", 3), ("auto", "auto"), (None, 1)])
+def test_load_workers_are_a_number_or_auto(written, read_as):
+    text = SHORT if written is None else SHORT + f"load_workers: {written}\n"
+    assert plan(text).load_workers == read_as
+
+
+@pytest.mark.parametrize("written", ["0", "65", "[2]", "many", "{a: 1}", "null"])
+def test_other_load_workers_are_refused(written):
+    assert "p.yaml:17: load_workers: expected" in refusal(SHORT + f"load_workers: {written}\n")
+
+
 def test_a_plan_survives_json():
     short = plan(SHORT)
     assert msgspec.json.decode(msgspec.json.encode(short), type=Plan) == short

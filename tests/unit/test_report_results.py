@@ -91,6 +91,8 @@ def test_the_shape_is_the_documented_one():
         "metrics",
         "proved",
         "server",
+        "load_workers",
+        "load_workers_why",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

@@ -314,3 +314,37 @@ def test_footnotes_number_reasons_as_they_come_and_join_the_largest_of_n():
     marks = [notes.mark(r) for r in ("a", "max of n=20: b", "a", "max of n=5: b; one run: c")]
     assert marks == ["¹", "²", "¹", "²"]
     assert notes.texts() == ["¹ a", "² max of n=5, 20: b"]
+
+
+OPEN_CELL = made_up_cell("steady", "poisson", 64, 400, prompt="Hello", output_tokens=50, rate=40.0)
+
+
+def open_results(test):
+    plan = made_up_plan(tests=(test,), cells=(CELLS[0], OPEN_CELL), repetitions=2)
+    rates = {"offered_rate_req_s": bare(40.5, "req/s", 400, ""), "sent_rate_req_s": bare(37.25, "req/s", 400, "")}
+    given = {
+        name: [
+            msgspec.structs.replace(run, metrics=run.metrics | rates) if run.cell == OPEN_CELL.name else run
+            for run in runs
+        ]
+        for name, runs in made_up_runs(plan).items()
+    }
+    return build(plan, given, {})
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_an_open_cell_shows_the_rate_it_offered_and_the_rate_that_left(width):
+    text = printed(open_results(made_up_test("A")), width)
+    assert "offered" in text
+    assert text.count("40.5") == text.count("37.2") == 1
+    assert " ".join(text.split()).count("a closed load: requests follow answers, at no rate of their own") == 1
+
+
+def test_the_line_of_a_loaded_server_says_both_rates():
+    text = " ".join(printed(open_results(made_up_test("m", "unobserved", fabric="unobserved")), 200).split())
+    assert "offered requests/s 40.5" in text
+    assert "sent requests/s 37.2" in text
+
+
+def test_without_open_loads_there_are_no_columns_of_rates(six):
+    assert "offered" not in printed(six, 160)

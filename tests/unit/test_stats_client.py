@@ -1,5 +1,6 @@
 """The client's own part of what was measured, and when it is too much."""
 
+import msgspec
 import pytest
 
 from kvgauge.load.tally import CellLoad
@@ -86,3 +87,23 @@ def test_a_wave_is_one_send_and_a_few_of_them_are_recorded_but_not_judged(waves,
 def test_a_burst_that_was_sent_at_once_says_nothing_by_its_lag_either():
     at_once = [exchange(0, lag_ms=30, due_ns=0) for _ in range(100)]
     assert client_troubles(make_cell(concurrency=100), at_once) == []
+
+
+def test_one_late_worker_of_several_is_the_bottleneck_though_their_mean_is_fine():
+    late = [exchange(seq, late_ms=12 if seq % 8 == 5 else 0.05, worker=1 if seq % 8 == 5 else 0) for seq in range(240)]
+    (said,) = client_troubles(make_cell(), late)
+    assert said.startswith("load worker 1 of this client was the bottleneck: requests left 12.0 ms")
+    assert client_troubles(make_cell(), [msgspec.structs.replace(each, worker=0) for each in late]) == []
+
+
+def test_workers_that_sent_too_little_to_be_judged_alone_are_judged_together():
+    late = [exchange(seq, late_ms=12, worker=seq % 3) for seq in range(9)]
+    assert client_troubles(make_cell(), late)[0].startswith("this client was the bottleneck")
+
+
+def test_the_clients_own_part_is_the_worst_workers():
+    exchanges = [exchange(seq, lag_ms=4 if seq % 2 else 0.1, worker=seq % 2) for seq in range(10)]
+    found = client_metrics(exchanges, msgspec.structs.replace(load_of(10), workers=2))
+    assert found["client_lag_ms_mean"].point == pytest.approx(4)
+    assert "worst load worker" in found["client_lag_ms_mean"].reason
+    assert "busiest load worker" in found["client_cpu_pct"].reason

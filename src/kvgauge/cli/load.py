@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kvgauge.load.headers import Headers
     from kvgauge.load.tls import Tls
 
-from kvgauge.cli import watching
+from kvgauge.cli import watching, workers
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,6 +56,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
     watching.add_flags(parser)
+    workers.add_flags(parser)
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the cells; send nothing")
     parser.set_defaults(run=run)

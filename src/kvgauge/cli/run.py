@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvgauge.cli import headers as header_flags
-from kvgauge.cli import watching
+from kvgauge.cli import watching, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
     watching.add_flags(parser)
+    workers.add_flags(parser)
     header_flags.add_flags(parser)
     parser.add_argument(
         "--namespace",
@@ -117,6 +118,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         raise UsageError("time-outs must be above 0 s and finite")
     watched = watching.watching_of(args)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
+    wanted, workers_for = workers.workers_of(args, plan)
     headers, tls = header_flags.headers_of(args), header_flags.tls_of(args)
     target_for, builds = _target_for(
         plan, args, (headers, tls), lambda line: console.print(line, markup=False, highlight=False)
@@ -131,6 +133,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "headers from the environment": ", ".join(args.header_env) or None,
         "key from": args.api_key_env,
         "certificates": header_flags.tls_text(args),
+        "load workers": None if wanted == 1 else str(wanted),
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
@@ -163,6 +166,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             headers=headers,
             tls=tls,
             watching=watched,
+            workers=workers_for,
         )
         try:
             results = conductor.conduct()

@@ -4,6 +4,7 @@
 give what that makes due. Open loads: open.py.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kvgauge.plan.records import LoadShape
@@ -75,16 +76,27 @@ class ClosedLoop:
     requests    how many in all
     start_ns    when slot 0 begins
     stagger_ns  slot i begins at start + i/slots of this, so that the slots do not march in step
+    among       (all slots, number of a slot of ours among them) where others have the rest; None: there are no others
     """
 
-    def __init__(self, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        requests: int,
+        start_ns: int,
+        stagger_ns: int = 0,
+        among: tuple[int, Callable[[int], int]] | None = None,
+    ) -> None:
         self._slots, self._left = slots, requests
         self._start_ns, self._stagger_ns = start_ns, stagger_ns
+        self._all, self._number = among or (slots, lambda slot: slot)
 
     def first(self) -> list[Due]:
         starting = min(self._slots, self._left)
         self._left -= starting
-        return [Due(self._start_ns + self._stagger_ns * slot // self._slots, slot) for slot in range(starting)]
+        stagger_ns, number = self._stagger_ns, self._number
+        return [Due(self._start_ns + stagger_ns * number(slot) // self._all, slot) for slot in range(starting)]
 
     def ended(self, slot: int, at_ns: int) -> list[Due]:
         if self._left == 0:
@@ -99,15 +111,15 @@ class Waves:
     def __init__(self, *, slots: int, requests: int, start_ns: int) -> None:
         self._slots, self._left, self._start_ns = slots, requests, start_ns
         self._under_way = 0
-        self._last_end_ns = start_ns
+        self.last_end_ns = start_ns
 
     def first(self) -> list[Due]:
         return self._wave(self._start_ns)
 
     def ended(self, slot: int, at_ns: int) -> list[Due]:  # noqa: ARG002  (a wave does not ask whose)
         self._under_way -= 1
-        self._last_end_ns = max(self._last_end_ns, at_ns)
-        return self._wave(self._last_end_ns) if self._under_way == 0 else []
+        self.last_end_ns = max(self.last_end_ns, at_ns)
+        return self._wave(self.last_end_ns) if self._under_way == 0 else []
 
     def _wave(self, due_ns: int) -> list[Due]:
         self._under_way = min(self._slots, self._left)
@@ -116,7 +128,14 @@ class Waves:
 
 
 def arrivals_of(
-    load: LoadShape, *, slots: int, requests: int, start_ns: int, stagger_ns: int = 0, duration_ns: int | None = None
+    load: LoadShape,
+    *,
+    slots: int,
+    requests: int,
+    start_ns: int,
+    stagger_ns: int = 0,
+    duration_ns: int | None = None,
+    among: tuple[int, Callable[[int], int]] | None = None,
 ) -> Closed:
     """The arrivals of a closed cell's shape. `single` has one slot whatever `slots` says."""
     rounds: _Rounds
@@ -125,5 +144,5 @@ def arrivals_of(
     elif load == "single":
         rounds = ClosedLoop(slots=1, requests=requests, start_ns=start_ns)
     else:
-        rounds = ClosedLoop(slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns)
+        rounds = ClosedLoop(slots=slots, requests=requests, start_ns=start_ns, stagger_ns=stagger_ns, among=among)
     return Closed(rounds, end_ns=None if duration_ns is None else start_ns + duration_ns)

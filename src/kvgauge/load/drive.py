@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,21 +22,22 @@ import msgspec
 
 from kvgauge.failures import LoadError
 from kvgauge.load.answers import Asked, read_answer
-from kvgauge.load.arrivals import Arrivals, arrivals_of
+from kvgauge.load.arrivals import Arrivals, Closed, Waves, arrivals_of
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
 from kvgauge.load.offset import RealtimeOffset
-from kvgauge.load.open import OpenLoad
+from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.schedules import schedule
+from kvgauge.load.shares import ALL, WHOLE, Part, Share
 from kvgauge.load.site import Site, site_of
 from kvgauge.load.stream import Incoming
 from kvgauge.load.tally import CellLoad, Tally
 from kvgauge.load.tls import Tls
-from kvgauge.load.work import Ended, Limits
+from kvgauge.load.work import Begin, Ended, Limits, Pace
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
@@ -131,14 +133,19 @@ class Driver:
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
         requests: tuple[FileRequest, ...] = (),
+        share: Share = WHOLE,
+        pace: Pace | None = None,
+        account: Callable[[Exchange, bool, bool], None] | None = None,
     ) -> CellLoad:
-        """Offer one cell: its warm-up, then what is measured.
+        """Offer one cell, or a share of it: its warm-up, then what is measured.
 
         on_exchange  gets each request once its answer is read, warm-up included; not in the order of their ends
         tick         called about every 100 ms when no socket is ready, and at least about once a second
         stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
         enough       asked every 50 ms while requests are measured; True: nothing more becomes due, what is due is sent
         requests     those of the trace or the dataset that the cell sends
+        share, pace  where other drivers offer the rest of it: which part is ours, and whom to ask when to begin
+        account      gets each exchange too, with whether it was sent, and on a connection made for it
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
         bodies = Bodies(
@@ -149,7 +156,8 @@ class Driver:
             requests=requests,
             added=self._texts.added(cell),
         )
-        slots = self._slots(cell)
+        part = share.part(cell)
+        slots = self._slots(cell, share)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
         work = _CellWork(
@@ -162,29 +170,47 @@ class Driver:
             stop=stop,
             slots=ahead,
             offset=self._offset,
+            share=share,
+            warmups=cell.warmup_requests,
         )
+        work.account = account
         steps = self._offset.steps
         open_load: OpenLoad | None = None
         with _collector_off():
             self._loop.connect(slots, ahead=ahead)
             finished = True
             if cell.warmup_requests:
-                finished = self._warm_up(cell, work, slots)
-            stagger_ns = self._stagger_ns(cell, work) if cell.load == "closed" and slots > 1 else 0
+                finished = self._warm_up(cell, work, slots, part)
+            typical_ns = self._typical_ns(cell, work)
+            stagger_ns = stagger_of(cell, typical_ns, self._stagger_s)
             cpu_ns = time.process_time_ns()
             if finished and cell.requests:
-                work.begin(requests=cell.requests, warmup=False)
+                work.begin(requests=part.count(cell.requests), warmup=False, part=part)
                 work.enough = enough
-                start_ns = self._clock_ns() + LEAD_NS
-                arrivals: Arrivals
-                if cell.is_open:
-                    times_ns = schedule(
-                        cell, seed=seed, trace=tuple(each for each in requests if isinstance(each, TraceRequest))
-                    )
-                    arrivals = open_load = OpenLoad(times_ns, slots=slots, start_ns=start_ns)
+                if pace is None:
+                    begin: Begin | None = Begin(self._clock_ns() + LEAD_NS, stagger_ns)
                 else:
-                    arrivals = self._closed(cell, slots, start_ns=start_ns, stagger_ns=stagger_ns)
-                finished = self._loop.offer(arrivals, work, spare=OPEN_SPARE if cell.is_open else 0)
+                    begin = pace.begin(typical_ns)
+                if begin is None:
+                    finished = False
+                elif cell.is_open:
+                    trace = tuple(each for each in requests if isinstance(each, TraceRequest))
+                    times_ns = islice(schedule(cell, seed=seed, trace=trace), share.index, None, share.of)
+                    duration_ns = _duration_ns(cell)
+                    open_load = OpenLoad(
+                        times_ns,
+                        slots=slots,
+                        start_ns=begin.start_ns,
+                        sharers=share.of,
+                        end_ns=None if duration_ns is None else begin.start_ns + duration_ns,
+                        drain_ns=drain_ns_of(duration_ns),
+                    )
+                    finished = self._loop.offer(open_load, work, spare=OPEN_SPARE)
+                elif cell.load == "wave" and pace is not None:
+                    finished = self._waves(cell, work, begin.start_ns, share, pace)
+                else:
+                    stagger_ns = begin.stagger_ns
+                    finished = self._loop.offer(self._closed(cell, slots, begin, part, share), work)
                 work.drain()
             cpu_ns = time.process_time_ns() - cpu_ns
             if work.tally.e2e_ns:
@@ -195,47 +221,56 @@ class Driver:
         offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
         return msgspec.structs.replace(load, open=offer, enough=enough(), clock_steps=self._offset.steps - steps)
 
-    def _slots(self, cell: Cell) -> int:
+    def _slots(self, cell: Cell, share: Share) -> int:
         """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
         if not cell.is_open:
-            return 1 if cell.load == "single" else cell.concurrency
+            return 1 if cell.load == "single" else share.slots(cell.concurrency)
         most = raise_limit()
         others = len(list(Path("/proc/self/fd").iterdir())) - self._loop.connections
         left = most - others - DESCRIPTORS_LEFT
         if left < 1:
             raise LoadError(f"no file descriptor is left for connections (limit {most}); raise it with ulimit -n")
-        return min(cell.concurrency, left)
+        return min(share.slots(cell.concurrency), left)
 
-    def _warm_up(self, cell: Cell, work: "_CellWork", slots: int) -> bool:
+    def _warm_up(self, cell: Cell, work: "_CellWork", slots: int, part: Part) -> bool:
         """A closed cell warms up in its own shape, an open one with few at a time."""
-        work.begin(requests=cell.warmup_requests, warmup=True)
+        requests = part.count(cell.warmup_requests)
+        work.begin(requests=requests, warmup=True, part=part)
         start_ns = self._clock_ns() + LEAD_NS
         slots = min(slots, OPEN_WARMUP_SLOTS) if cell.is_open else slots
         load = "closed" if cell.is_open else cell.load
-        finished = self._loop.offer(
-            arrivals_of(load, slots=slots, requests=cell.warmup_requests, start_ns=start_ns), work
-        )
+        finished = self._loop.offer(arrivals_of(load, slots=slots, requests=requests, start_ns=start_ns), work)
         work.drain()
         return finished
 
-    def _closed(self, cell: Cell, slots: int, *, start_ns: int, stagger_ns: int) -> Arrivals:
+    def _closed(self, cell: Cell, slots: int, begin: Begin, part: Part, share: Share) -> Arrivals:
         return arrivals_of(
             cell.load,
             slots=slots,
-            requests=cell.requests,
-            start_ns=start_ns,
-            stagger_ns=stagger_ns,
-            duration_ns=None if cell.duration_s is None else round(cell.duration_s * 1e9),
+            requests=part.count(cell.requests),
+            start_ns=begin.start_ns,
+            stagger_ns=begin.stagger_ns,
+            duration_ns=_duration_ns(cell),
+            among=(cell.concurrency, share.slot),
         )
 
-    def _stagger_ns(self, cell: Cell, work: "_CellWork") -> int:
-        if self._stagger_s is not None:
-            return int(self._stagger_s * 1e9)
+    def _waves(self, cell: Cell, work: "_CellWork", start_ns: int, share: Share, pace: Pace) -> bool:
+        """Our part of each wave, the next one when everybody's is over."""
+        due_ns: int | None = start_ns
+        duration_ns = _duration_ns(cell)
+        for sent in range(0, cell.requests, cell.concurrency):
+            if due_ns is None or (duration_ns is not None and due_ns >= start_ns + duration_ns):
+                break
+            ours = share.slots(min(cell.concurrency, cell.requests - sent))
+            wave = Waves(slots=max(1, ours), requests=ours, start_ns=due_ns)
+            if not self._loop.offer(Closed(wave), work):
+                return False
+            due_ns = pace.wave(wave.last_end_ns if ours else 0)
+        return not work.stop()
+
+    def _typical_ns(self, cell: Cell, work: "_CellWork") -> int | None:
         known = work.tally.warmup_e2e_ns or self._latencies_ns.get(_shape(cell), [])
-        rounds = cell.requests / cell.concurrency
-        if not known or rounds <= 1:
-            return 0
-        return int(min(STAGGER_NS_MAX, statistics.median_low(known)) * (1 - 1 / rounds))
+        return statistics.median_low(known) if known else None
 
     def _asked(self, cell: Cell, run_id: str) -> Asked:
         tls = self._site.tls
@@ -252,6 +287,22 @@ class Driver:
             due_ns=0,
             sent_ns=0,
         )
+
+
+def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> int:
+    """Over how many nanoseconds the slots of a cell begin. stagger_s: as it was asked for; None: by what is known"""
+    if cell.load != "closed" or cell.concurrency == 1:
+        return 0
+    if stagger_s is not None:
+        return int(stagger_s * 1e9)
+    rounds = cell.requests / cell.concurrency
+    if typical_ns is None or rounds <= 1:
+        return 0
+    return int(min(STAGGER_NS_MAX, typical_ns) * (1 - 1 / rounds))
+
+
+def _duration_ns(cell: Cell) -> int | None:
+    return None if cell.duration_s is None else round(cell.duration_s * 1e9)
 
 
 def _shape(cell: Cell) -> tuple[object, ...]:
@@ -274,6 +325,8 @@ class _CellWork:
         stop: Callable[[], bool],
         slots: int,
         offset: RealtimeOffset,
+        share: Share = WHOLE,
+        warmups: int = 0,
     ) -> None:
         self._offset = offset
         self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
@@ -281,19 +334,22 @@ class _CellWork:
         self.enough: Callable[[], bool] = lambda: False
         self._slots = slots
         self._warmup = False
-        self._seq_built = self._seq_end = 0
+        self._share = share
+        self._part, self._warmups = ALL, warmups
+        self._built_to = self._end = self._first_seq = 0  # the first two count what is ours of this load
         self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
         self._unread: deque[Ended] = deque()  # answers nobody has looked at
         self._unread_new = 0  # of those, since the last idle()
         self._tick_ns = self._measured_ns = 0
         self.tally = Tally()
+        self.account: Callable[[Exchange, bool, bool], None] | None = None
 
-    def begin(self, *, requests: int, warmup: bool) -> None:
-        """Expect this many requests; their numbers go on from the last ones."""
-        self._warmup = warmup
+    def begin(self, *, requests: int, warmup: bool, part: Part = ALL) -> None:
+        """Expect this many requests. Their numbers are those of our part, after the cell's warm-up where there was."""
+        self._warmup, self._part = warmup, part
         self._built.clear()
-        self._seq_built = self._seq_end
-        self._seq_end += requests
+        self._built_to, self._end = 0, requests
+        self._first_seq = 0 if warmup else self._warmups
         while len(self._built) < self._slots and self._build():
             pass
 
@@ -305,8 +361,7 @@ class _CellWork:
     def skip(self) -> int:
         if self._built:
             return self._built.popleft()[0]
-        self._seq_built += 1
-        return self._seq_built - 1
+        return self._next()
 
     def over(self, ended: Ended) -> None:
         self._unread.append(ended)
@@ -347,12 +402,15 @@ class _CellWork:
             self._tick()
 
     def _build(self) -> bool:
-        if self._seq_built >= self._seq_end:
+        if self._built_to >= self._end:
             return False
-        body = self._bodies.body(self._seq_built)
-        self._built.append((self._seq_built, self._site.request("POST", self._api_path, body)))
-        self._seq_built += 1
+        seq = self._next()
+        self._built.append((seq, self._site.request("POST", self._api_path, self._bodies.body(seq))))
         return True
+
+    def _next(self) -> int:
+        self._built_to += 1
+        return self._first_seq + self._part.number(self._built_to - 1)
 
     def _read_one(self) -> None:
         ended = self._unread.popleft()
@@ -361,7 +419,7 @@ class _CellWork:
             self._template,
             seq=ended.seq,
             warmup=self._warmup,
-            slot=ended.slot,
+            slot=self._share.slot(ended.slot),
             due_ns=ended.due_ns,
             sent_ns=sent_ns,
         )
@@ -372,6 +430,8 @@ class _CellWork:
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
         self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
+        if self.account is not None:
+            self.account(exchange, ended.sent_ns is not None, ended.fresh)
         self._on_exchange(exchange)
 
 

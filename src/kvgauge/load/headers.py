@@ -24,9 +24,9 @@ _HOLDS_A_KEY = re.compile(r"auth|key|token|secret|cookie|credential|password", r
 
 
 class Headers:
-    """Lines for the head of each request. names: in their order; values are not to be had."""
+    """Lines for the head of each request. names: in their order; values go to the wire and to our own workers only."""
 
-    __slots__ = ("_hidden", "_lines", "names")
+    __slots__ = ("_hidden", "_lines", "_pairs", "names")
 
     def __init__(self, plain: Sequence[tuple[str, str]] = (), secret: Sequence[tuple[str, str]] = ()) -> None:
         """plain, secret: (name, value), checked. raises UsageError for a name or a value that cannot be sent"""
@@ -35,6 +35,7 @@ class Headers:
             raise UsageError(f"{len(both)} headers were given; at most {HEADERS_MAX} are sent")
         for name, value in both:
             _check(name, value)
+        self._pairs = tuple(plain), tuple(secret)
         self.names = tuple(name for name, _ in both)
         lowered = [name.lower() for name in self.names]
         for name in lowered:
@@ -52,6 +53,11 @@ class Headers:
     def lines(self) -> str:
         """For the wire only."""
         return self._lines
+
+    @property
+    def pairs(self) -> "tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]":
+        """(plain, secret), for a load worker's private socket only."""
+        return self._pairs
 
     def hidden(self, data: bytes) -> bytes:
         """Bytes from a server, as many, with asterisks where a key stood."""

@@ -180,7 +180,7 @@ class Loop:
                 ended_ns=now_ns,
                 incoming=None,
                 cut="unsent",
-                detail="too many requests waited to be sent",
+                detail="it waited, behind too many others or too long after the end of the load, and was never sent",
             )
             self._work.over(ended)
 
@@ -369,7 +369,7 @@ class Loop:
         """End what is under way; nothing new becomes due."""
         for slot in self._slots:
             if slot.request is not None:
-                self._give_up(slot, "interrupted", "stopped by the user")
+                self._give_up(slot, "interrupted", "the cell was stopped before it had ended")
         self._due.clear()
 
     def _abandon(self) -> None:

@@ -1,5 +1,7 @@
 """What became of the load of one cell: sums over its exchanges."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kvgauge.load.open import OpenLoad
@@ -33,7 +35,8 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     started_ns   the first due time; None when nothing was offered
     ended_ns     the last arrival of content; the last end when none brought content
     offered      requests begun; completed and failed add up to it
-    cpu_s        processor seconds of this process, decoding included, from first due to the last Exchange handed over
+    cpu_s        processor seconds of the sending process, decoding included, from first due to the last Exchange handed
+                 over; of several workers the busiest one's
     late_ns_max  sent - due, over the requests that were sent: how late we were; None when none was
     stagger_ns   over which the slots of a closed loop began
     clock_steps  how often CLOCK_REALTIME was set meanwhile: reads on both sides of a step have our own stamp
@@ -41,6 +44,9 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     enough       `enough` ended it
     new_connections  requests whose connection was made for them, so that their latency holds its set-up
     open         of an open load only
+    workers      processes that offered it; 1: the conducting one
+    workers_why  how that number came about
+    lost         what became of a worker that did not reach the end; None: all did
     """
 
     cell: str
@@ -60,6 +66,9 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     new_connections: int = 0
     open: OpenOffer | None = None
     clock_steps: int = 0
+    workers: int = 1
+    workers_why: str | None = None
+    lost: str | None = None
 
 
 class Tally:
@@ -106,10 +115,30 @@ class Tally:
             queued=load.queued,
             given_up=load.given_up,
             due_span_ns=max(self._due_ns) - min(self._due_ns),
-            sent_span_ns=None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0],
+            sent_span_ns=self._sent_span_ns,
             own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),
             own_late_ns_max=load.own_late_ns_max,
         )
+
+    def joint_offer(self, offers: Sequence[OpenOffer]) -> OpenOffer:
+        """How an open load went that several workers shared: sums, and of lateness the worst worker's.
+
+        under_way_max is the most that can have been: their own maxima need not have been at one time.
+        """
+        return OpenOffer(
+            slots=sum(each.slots for each in offers),
+            under_way_max=sum(each.under_way_max for each in offers),
+            queued=sum(each.queued for each in offers),
+            given_up=sum(each.given_up for each in offers),
+            due_span_ns=max(self._due_ns) - min(self._due_ns),
+            sent_span_ns=self._sent_span_ns,
+            own_late_ns_mean=max(each.own_late_ns_mean for each in offers),
+            own_late_ns_max=max(each.own_late_ns_max for each in offers),
+        )
+
+    @property
+    def _sent_span_ns(self) -> int | None:
+        return None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0]
 
     def cell_load(self, cell: str, clock: Clock, *, cpu_ns: int, stagger_ns: int, interrupted: bool) -> CellLoad:
         offered = len(self._due_ns)

@@ -1,6 +1,6 @@
 """What the loop is told, what it asks for, and what it gives back."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -56,3 +56,23 @@ class Work(Protocol):
 
     def enough(self) -> bool:
         """True lets nothing more become due; what is due and what is under way goes on to its end."""
+
+
+class Begin(NamedTuple):
+    """When what is measured begins, and over which time the slots of a closed loop do."""
+
+    start_ns: int
+    stagger_ns: int
+
+
+class Pace(Protocol):
+    """Whoever several drivers of one cell ask when to begin, so that they do it together."""
+
+    def begin(self, typical_ns: int | None) -> Begin | None:
+        """Wait until all are ready. None: stop. typical_ns: of a request, as far as this driver knows"""
+
+    def wave(self, ended_ns: int) -> int | None:
+        """Wait until the wave is over everywhere: when the next is due; None: there is none.
+
+        ended_ns  the last end here, 0 when nothing of this wave was sent here
+        """

@@ -2,7 +2,7 @@
 
 Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
 
-    name, repetitions, gain_within, seed     primary: {metric, cell}     baseline: NAME or [NAMES]
+    name, repetitions, gain_within, seed, load_workers: N or auto     primary: {metric, cell}     baseline: NAME or [NAMES]
     goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
@@ -24,10 +24,23 @@ from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import no_files, read_cells
 from kvgauge.plan.metrics import GOODPUT_METRICS, METRICS, STREAM_FAMILIES
 from kvgauge.plan.nodes import Value, nearest, parse
-from kvgauge.plan.records import BACKENDS, FABRICS, Cell, ColdStart, Expect, Goodput, Operation, Plan, Primary, Test
+from kvgauge.plan.records import (
+    BACKENDS,
+    FABRICS,
+    Cell,
+    ColdStart,
+    Expect,
+    Goodput,
+    LoadWorkers,
+    Operation,
+    Plan,
+    Primary,
+    Test,
+)
 
 PLAN_KEYS = (
-    "name", "repetitions", "gain_within", "seed", "primary", "goodput", "baseline", "defaults", "tests", "cells",
+    "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "baseline", "defaults", "tests",
+    "cells",
 )  # fmt: skip
 TEST_KEYS = (
     "name",
@@ -53,6 +66,7 @@ DEFAULTS_KEYS = tuple(key for key in TEST_KEYS if key not in {"name", "baseline"
 
 TESTS_MAX = 100
 WORKERS_MAX = 64
+LOAD_WORKERS_MAX = 64
 COLD_SECONDS_MAX = {  # a capture falls between two tokens, where 30 s of silence end a request
     "compile_s": 3600,
     "graph_capture_s": 20,
@@ -112,7 +126,15 @@ def read(
         else None,
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
+        load_workers=_load_workers(fields["load_workers"]) if "load_workers" in fields else 1,
     )
+
+
+def _load_workers(value: Value) -> LoadWorkers:
+    """A number, or auto."""
+    if not value.is_list and not value.is_mapping and value.node.value == "auto":
+        return "auto"
+    return value.integer(1, LOAD_WORKERS_MAX)
 
 
 def _primary_metric(value: Value) -> str:

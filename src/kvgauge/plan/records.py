@@ -17,6 +17,7 @@ Api = Literal["completions", "chat"]
 PromptKind = Literal["tokens", "text"]
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
 Operation = Literal["READ", "WRITE"]
+LoadWorkers = int | Literal["auto"]
 
 
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +222,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     goodput: Goodput | None = None
     gain_within_pct: float | None = None
     rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
+    load_workers: LoadWorkers = 1  # processes that offer a cell
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

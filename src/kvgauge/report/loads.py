@@ -23,6 +23,7 @@ RATES = {
     "output_token_throughput_tok_s": "output tok/s",
     "request_throughput_req_s": "requests/s",
     "offered_rate_req_s": "offered requests/s",
+    "sent_rate_req_s": "sent requests/s",
     "late_ms_max": "sent late by at most, ms",
 }
 

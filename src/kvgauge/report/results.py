@@ -41,6 +41,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     reasons  why it is not valid, each with what to do
     proved   run-level entries: what was seen to carry the transfers: "backend", "provider", ...
     server   cells: what the server's own /metrics counted there; None when nothing was scraped
+    load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
     """
 
     run_id: str
@@ -53,6 +54,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Estimate]
     proved: dict[str, str] = {}
     server: Server | None = None
+    load_workers: int = 1
+    load_workers_why: str | None = None
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

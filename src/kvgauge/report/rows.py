@@ -15,6 +15,8 @@ HEADLINE = {  # metric -> how a table's head calls it; the unit comes last
     "transfer_ms_mean": ("KV", "transfer", "ms"),
 }
 OBJECTIVES_HEAD = {"goodput_req_s": ("good-", "put", "req/s")}
+OPEN_HEAD = {"offered_rate_req_s": ("offered", "rate", "req/s"), "sent_rate_req_s": ("sent", "rate", "req/s")}
+NO_RATE = "a closed load: requests follow answers, at no rate of their own"
 METRIC_WORDS = {
     "e2e_latency_ms_mean": "average latency",
     "e2e_latency_ms_p99": "P99 latency",
@@ -34,9 +36,9 @@ def metric_words(metric: str) -> str:
 
 
 def headline(test: TestResult) -> dict[str, tuple[str, str, str]]:
-    """The columns of a test's table; goodput where the plan has objectives."""
+    """The columns of a test's table; goodput where the plan has objectives, rates where it has open loads."""
     measured = {metric for run in test.runs for metric in run.metrics}
-    return HEADLINE | {metric: head for metric, head in OBJECTIVES_HEAD.items() if metric in measured}
+    return HEADLINE | {metric: head for metric, head in (OBJECTIVES_HEAD | OPEN_HEAD).items() if metric in measured}
 
 
 def unit_of(metric: str) -> str:
@@ -52,6 +54,8 @@ def summary_of(test: TestResult, cell: str | None, metric: str) -> Estimate:
     waiting = [run for run in test.runs if run.cell == cell]
     states = {run.status for run in waiting} - {"valid"}
     reason = f"no valid run ({', '.join(sorted(states))})" if states else "not measured"
+    if metric in OPEN_HEAD and any(run.metrics and metric not in run.metrics for run in waiting):
+        reason = NO_RATE
     return missing(unit_of(metric), reason)
 
 

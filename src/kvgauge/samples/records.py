@@ -47,7 +47,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
-                  others waited: its slot and sent_ns mean nothing
+                  others waited, or it did too long after the load's end: its slot and sent_ns mean nothing
     """
 
     seq: int

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kvgauge.samples.series import MetricWriter
-from kvgauge.scrape.source import FETCH_TIMEOUT_S, Scrape, Source, Watcher
+from kvgauge.scrape.source import AS_ANYBODY, FETCH_TIMEOUT_S, Asking, Scrape, Source, Watcher
 
 MARK, DONE = "mark", "done"
 NICE = 5  # the client and a target on this machine go first
@@ -26,6 +26,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     sources: tuple[Source, ...]
     interval_s: float
+    asking: Asking = AS_ANYBODY
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
                 if not writer.add(scrape.changes, source=scrape.source, stamps_ns=stamps_ns, detail=scrape.detail):
                     raise SystemExit(f"{scrape.source}: the metrics file has its full size, no more is scraped")
 
-        watchers = [Watcher(source, task.interval_s, keep) for source in task.sources]
+        watchers = [Watcher(source, task.interval_s, keep, task.asking) for source in task.sources]
         for line in sys.stdin.buffer:
             deadline = time.monotonic() + FETCH_TIMEOUT_S
             wanted = [watcher.want() for watcher in watchers]

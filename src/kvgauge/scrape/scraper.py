@@ -15,8 +15,10 @@ from typing import Self
 
 import msgspec
 
+from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.tls import Tls
 from kvgauge.scrape.process import DONE, MARK, Task
-from kvgauge.scrape.source import FETCH_TIMEOUT_S, Source, origin_metrics
+from kvgauge.scrape.source import FETCH_TIMEOUT_S, Asking, Source, origin_metrics, same_server
 
 START_TIMEOUT_S = 15.0
 STOP_WAIT_S = FETCH_TIMEOUT_S + 1.0
@@ -34,9 +36,25 @@ class Scraper:
     """One run's. As a context manager: the process is started at the beginning and ended at the end of the block.
 
     watching  None: nothing is scraped and no process started
+    headers   of the requests: /metrics of the same server are asked with them, others without
+    tls       how the certificates of https sources are checked
     """
 
-    def __init__(self, folder: Path, run_id: str, watching: Watching | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        watching: Watching | None,
+        *,
+        headers: Headers = NO_HEADERS,
+        tls: Tls | None = None,
+    ) -> None:
+        plain, secret = headers.pairs
+        self._asking = Asking(
+            tls=None if tls is None else (None if tls.ca_file is None else str(tls.ca_file.absolute()), tls.insecure),
+            plain=plain,
+            secret=secret,
+        )
         self._folder, self._run_id, self._watching = folder, run_id, watching
         self._child: subprocess.Popen[bytes] | None = None
         self._timeout_s = START_TIMEOUT_S
@@ -62,14 +80,17 @@ class Scraper:
         """Begin. url: where the requests go"""
         if self._watching is None:
             return
-        named = [Source(url=each, named=True) for each in dict.fromkeys(self._watching.urls)]
-        own = Source(url=origin_metrics(url), named=False)
+        named = [
+            Source(url=each, named=True, own=same_server(each, url)) for each in dict.fromkeys(self._watching.urls)
+        ]
+        own = Source(url=origin_metrics(url), named=False, own=True)
         self.sources = (*([] if own.url in self._watching.urls else [own]), *named)
         task = Task(
             folder=str(self._folder.absolute()),
             run_id=self._run_id,
             sources=self.sources,
             interval_s=self._watching.interval_s,
+            asking=self._asking,
         )
         self._say(msgspec.json.encode(task) + b"\n")
 

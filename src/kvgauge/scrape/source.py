@@ -4,12 +4,16 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from kvgauge.evidence.prometheus import parse
 from kvgauge.failures import LoadError, UsageError
+from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.site import Site, ask, site_of
+from kvgauge.load.tls import Tls
 from kvgauge.scrape.changes import UP, Change, changed, remark
 
 FETCH_TIMEOUT_S = 2.0
@@ -19,10 +23,47 @@ DETAIL_CHARACTERS_MAX = 300
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """named: the user asked for it, so its silence is counted; else it is dropped when it never answers."""
+    """named: the user asked for it, so its silence is counted; else it is dropped when it never answers.
+
+    own  of the very server that requests go to: it is asked with their headers
+    """
 
     url: str
     named: bool
+    own: bool = False
+
+
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
+    """How sources are asked; it travels to the scraping process over its standard input, and nowhere else.
+
+    tls            the fields of a Tls, for https; None: the system's authorities
+    plain, secret  headers of the requests, for sources that are `own`
+    """
+
+    tls: tuple[str | None, bool] | None = None
+    plain: tuple[tuple[str, str], ...] = ()
+    secret: tuple[tuple[str, str], ...] = ()
+
+    def site(self, source: Source) -> Site:
+        """raises LoadError"""
+        tls = None
+        if self.tls is not None and source.url.startswith("https:"):
+            ca_file, insecure = self.tls
+            tls = Tls(ca_file=None if ca_file is None else Path(ca_file), insecure=insecure)
+        return site_of(source.url, tls, headers=Headers(self.plain, self.secret) if source.own else NO_HEADERS)
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two URLs have scheme, host and port in common."""
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+AS_ANYBODY = Asking()
 
 
 class Scrape(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +96,10 @@ def origin_metrics(url: str) -> str:
 class Watcher:
     """Scrapes one source in a thread of its own until `stop`. `keep` is called there, one scrape at a time."""
 
-    def __init__(self, source: Source, interval_s: float, keep: Callable[[Scrape], None]) -> None:
-        self._source, self._interval_s, self._keep = source, interval_s, keep
+    def __init__(
+        self, source: Source, interval_s: float, keep: Callable[[Scrape], None], asking: Asking = AS_ANYBODY
+    ) -> None:
+        self._source, self._interval_s, self._keep, self._asking = source, interval_s, keep, asking
         self._site: Site | None = None
         self._before: dict[tuple[str, str], float] = {}
         self._heads: dict[str, tuple[str, str]] = {}
@@ -142,7 +185,7 @@ class Watcher:
     def _fetch(self) -> tuple[bytes, str | None]:
         """The body; or nothing, and why."""
         try:
-            self._site = self._site or site_of(self._source.url)
+            self._site = self._site or self._asking.site(self._source)
             status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S)
         except (OSError, LoadError) as error:
             return b"", getattr(error, "strerror", None) or str(error)

@@ -71,7 +71,8 @@ def offered_troubles(cell: Cell, load: "CellLoad", ttft_ms_mean: float | None) -
 
 def _not_kept(cell: Cell, load: "CellLoad", offer: "OpenOffer") -> str:
     seen = (
-        f"the offered rate ({said(cell)}) was not kept: {offer.given_up} requests waited to be sent, so the cell ended"
+        f"the offered rate ({said(cell)}) was not kept: {offer.given_up} requests waited and were never sent, because "
+        "too many did, or because the cell's time was over"
     )
     if offer.under_way_max < offer.slots:
         return (
