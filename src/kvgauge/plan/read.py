@@ -2,7 +2,8 @@
 
 Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
 
-    name, repetitions, gain_within, seed, load_workers: N or auto     primary: {metric, cell}     baseline: NAME or [NAMES]
+    name, repetitions, gain_within, seed, load_workers: N or auto
+    primary:  {metric, cell}     baseline: NAME or [NAMES]
     goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
