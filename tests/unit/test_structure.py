@@ -14,7 +14,7 @@ ORDER = (
     ("failures",),
     ("models", "gpus"),
     ("samples.records",),
-    ("builds", "backends"),
+    ("builds", "backends", "switch"),
     ("plan",),
     ("kv",),
     ("serve",),
@@ -32,7 +32,7 @@ ORDER = (
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
         "load.prompts", "load.schedules", "load.open", "load.tally", "evidence.prometheus", "evidence.known_metrics",
-        "scrape.changes",
+        "scrape.changes", "switch",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
