@@ -12,6 +12,8 @@ from kvgauge.switch.arguments import (
     TRANSCEIVER,
     Value,
     dotted_backends,
+    past_nixl,
+    role_of,
     transceiver,
     values,
 )
@@ -42,9 +44,10 @@ def argument_edits(source: str, place: Place, want: Wanted) -> list[Spoken]:
     if want.engine == "sglang":
         given = list(values(place.words, table.SGLANG_FLAG))
         if not given:
+            _moves_kv(place, table.SGLANG_FLAG)
             return _append(source, place, want.arguments, _SGLANG_PROGRAMS)
         return [_changed(place, v, [(0, len(v.text), "nixl")]) for v in given if v.text != "nixl"]
-    if want.backend == "UCX" or transceiver(place.words) not in ("UCX", "MPI", "MOONCAKE"):
+    if not past_nixl(transceiver(place.words), want.backend):
         return []
     found = []
     for value in values(place.words, *OVERRIDES):
@@ -76,7 +79,19 @@ def _vllm(source: str, place: Place, want: Wanted) -> list[Spoken]:
     if any(word.text.startswith(f"{table.VLLM_FLAG}.") for word in place.words):
         flag = f"{table.VLLM_FLAG}.{BACKENDS_KEY}+"
         return _append(source, place, (flag, want.backend), _VLLM_PROGRAMS)
-    return [] if want.backend == "UCX" else _append(source, place, want.arguments, _VLLM_PROGRAMS)
+    if want.backend == "UCX":
+        return []
+    _moves_kv(place, table.VLLM_FLAG)
+    return _append(source, place, want.arguments, _VLLM_PROGRAMS)
+
+
+def _moves_kv(place: Place, flag: str) -> None:
+    """raises CannotPatch for a worker that is neither prefill nor decode and has no connector: it moves no KV"""
+    if role_of(place) not in ("prefill", "decode"):
+        raise CannotPatch(
+            f"{place.name}: no {flag}, and nothing says prefill or decode: this worker moves no KV, so there is "
+            "nothing to switch; choose the workers with --service or --container, or give it the flag first"
+        )
 
 
 def _changed(place: Place, value: Value, parts: list[kv_json.Part]) -> Spoken:

@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kvgauge.switch import kv_json, table
-from kvgauge.switch.places import Word
+from kvgauge.switch.places import Place, Word
 from kvgauge.switch.spans import CannotPatch, Mapped
 
 BACKENDS_KEY = "kv_connector_extra_config.backends"
@@ -82,5 +83,20 @@ def transceiver(words: tuple[Word, ...]) -> str | None:
 
 
 def set_in_shell(words: tuple[Word, ...], name: str) -> bool:
-    """Does the shell script set this variable itself?"""
-    return any(word.script is not None and word.text.startswith(f"{name}=") for word in words)
+    """Does the command line set this variable itself, in a shell script or through `env`?"""
+    return any(word.text.startswith(f"{name}=") for word in words)
+
+
+def past_nixl(transceiver_backend: str | None, wanted: str) -> bool:
+    """Does this cache_transceiver_config.backend keep NIXL from carrying KV over the backend wanted?"""
+    return transceiver_backend in ("MPI", "MOONCAKE") or (transceiver_backend == "UCX" and wanted != "UCX")
+
+
+def role_of(place: Place) -> str | None:
+    """prefill or decode, by the manifest or the command line; else what the manifest calls it."""
+    texts = [word.text for word in place.words]
+    for role in ("prefill", "decode"):
+        modes = (after for flag, after in pairwise(texts) if flag.endswith("-mode"))
+        if place.role == role or f"--is-{role}-worker" in texts or role in modes:
+            return role
+    return place.role

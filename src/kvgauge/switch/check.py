@@ -5,14 +5,13 @@ Pure. Settings come from a manifest (`settings_of`) or are given, for example th
 
 import contextlib
 from dataclasses import dataclass
-from itertools import pairwise
 
 import yaml
 
 from kvgauge.switch import table
 from kvgauge.switch.amounts import Carried, over_libfabric, over_ucx
-from kvgauge.switch.arguments import backends_named, set_in_shell, transceiver
-from kvgauge.switch.places import Manifest, Place, Variables, Word, get, text_at
+from kvgauge.switch.arguments import backends_named, role_of, set_in_shell, transceiver
+from kvgauge.switch.places import Manifest, Place, Variables, get, text_at
 from kvgauge.switch.profiles import Remark, about
 
 BEYOND = "(from elsewhere)"
@@ -80,7 +79,7 @@ def settings_of(manifest: Manifest, place: Place, engine: str | None) -> Setting
         transceiver=transceiver_of(manifest, place) if engine == "trtllm" else None,
         devices=place.devices,
         outside=place.outside,
-        role=place.role or _role(place.words),
+        role=role_of(place),
     )
 
 
@@ -109,14 +108,6 @@ def transceiver_of(manifest: Manifest, place: Place) -> str | None:
                         )
                     )
     return found.pop() if len(found) == 1 else None
-
-
-def _role(words: tuple[Word, ...]) -> str | None:
-    texts = [word.text for word in words]
-    for role in ("prefill", "decode"):
-        if f"--is-{role}-worker" in texts or role in (b for a, b in pairwise(texts) if "mode" in a):
-            return role
-    return None
 
 
 def known(variables: Variables) -> dict[str, str]:
@@ -227,7 +218,9 @@ def _named_otherwise(settings: Settings, backend: str | None) -> list[Remark]:
         if name in env and backend is not None and env[name] not in (backend, BEYOND)
     ]
     for engine, name in table.SELECTORS.items():
-        if engine != settings.engine and settings.engine and env.get(name, backend) not in (backend, BEYOND):
+        if engine == settings.engine or settings.engine is None or backend is None:
+            continue
+        if env.get(name, backend) not in (backend, BEYOND):
             says = f"{name}={env[name]}, but {backend} runs: {table.NAMES[settings.engine]} does not read it"
             remarks.append(Remark(level="contradiction", about=name, says=says, source=table.VARIABLES[name].source))
     selector = table.SELECTORS.get(settings.engine or "")
@@ -254,7 +247,7 @@ def _fabric(settings: Settings, backend: str | None, carried: Carried | None, fa
     remarks = []
     faster = [d for d in settings.devices if d == "vpc.amazonaws.com/efa" or d.startswith("rdma/")]
     tcp_in_truth = carried.fabric == "tcp"
-    if backend == "UCX" and tcp_in_truth:
+    if backend == "UCX" and tcp_in_truth and fabric != "tcp":
         says = f'this "UCX" is in truth TCP: {carried.says}'
         level = "contradiction" if faster or fabric in ("efa", "ib") else "warning"
         asked = f", while the pod asks for {', '.join(faster)}" if faster else ""

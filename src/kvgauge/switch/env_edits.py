@@ -74,7 +74,7 @@ def plan(manifest: Manifest, place: Place, want: Wanted, *, selective: bool) -> 
         for spare_index, spare in holders[1:]:  # one place for a variable: which list wins changed between releases
             if not place.variables[spare_index].shared:
                 removed.setdefault(spare_index, []).append(spare)
-    for name in want.removed:
+    for name in (*want.removed, *want.misleading):
         for index, entry in _holders(place, name):
             _fixed(place, entry, name)
             if place.variables[index].shared and selective:

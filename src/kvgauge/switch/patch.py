@@ -7,7 +7,7 @@ import yaml
 
 from kvgauge.switch import env_edits, regions
 from kvgauge.switch.argument_edits import argument_edits
-from kvgauge.switch.arguments import set_in_shell, transceiver
+from kvgauge.switch.arguments import past_nixl, set_in_shell, transceiver
 from kvgauge.switch.check import Amount, check, settings_of, transceiver_of
 from kvgauge.switch.env_edits import Change
 from kvgauge.switch.places import Manifest, Place, Variables, Word, chosen, get, read, text_at
@@ -53,11 +53,19 @@ def switched(text: str, asked: Asked) -> Patched:
             "this manifest is JSON, which has no comments to keep the replaced lines in; make it YAML first"
         )
     marked = {name for region in regions.find(text) for name in region.places}
-    picked = chosen(read(text), asked.engine, asked.containers, asked.services)
+    manifest = read(text)
+    gone = marked - {place.name for place in manifest.places} - {place.graph for place in manifest.places}
+    if gone:
+        raise CannotPatch(
+            f"lines of this file were switched for {', '.join(sorted(gone))}, which it no longer holds (renamed?); "
+            "--undo puts those lines back"
+        )
+    picked = chosen(manifest, asked.engine, asked.containers, asked.services)
     names = {place.name for place, _ in picked} | {place.graph for place, _ in picked if place.graph}
     _whole_graph(text, asked, names)
     base = regions.put_back(text, names)
-    manifest = read(base)
+    if base != text:
+        manifest = read(base)
     edits: list[PlacedEdit] = []
     changes: list[Change] = []
     words: dict[str, tuple[str, ...]] = {}
@@ -127,7 +135,7 @@ def _edits(
     manifest: Manifest, place: Place, want: Wanted, amount: Amount, *, selective: bool
 ) -> tuple[list[PlacedEdit], list[Change], tuple[str, ...]]:
     """Edits of the text; changes of variables; and the words of the command line as they must read then."""
-    for name in (*want.environment, *want.removed):
+    for name in (*want.environment, *want.removed, *want.misleading):
         if set_in_shell(place.words, name) and not _shell_agrees(place.words, name, want):
             raise CannotPatch(f"{place.name}: its shell script sets {name} itself; take that out of the script first")
     _outside(manifest, place, want)
@@ -158,7 +166,7 @@ def _outside(manifest: Manifest, place: Place, want: Wanted) -> None:
     for kind, name in place.outside:
         data = get(manifest.config_maps.get(name), "data") if kind == "ConfigMap" else None
         held = {str(k.value) for k, _ in data.value} if isinstance(data, yaml.MappingNode) else set()
-        wrong = [n for n in want.removed if n in held]
+        wrong = [n for n in (*want.removed, *want.misleading) if n in held]
         if wrong:
             raise CannotPatch(
                 f"{place.name}: {', '.join(wrong)} must go and come from ConfigMap {name} (envFrom); take them out "
@@ -168,7 +176,7 @@ def _outside(manifest: Manifest, place: Place, want: Wanted) -> None:
 
 def _transceiver(manifest: Manifest, place: Place, want: Wanted) -> None:
     backend = transceiver_of(manifest, place) if want.engine == "trtllm" else None
-    if want.backend == "LIBFABRIC" and backend in ("UCX", "MPI", "MOONCAKE") and transceiver(place.words) is None:
+    if past_nixl(backend, want.backend) and transceiver(place.words) is None:
         raise CannotPatch(
             f"{place.name}: a ConfigMap of this file says cache_transceiver_config.backend: {backend}, which goes past "
             "NIXL; write NIXL there first"
@@ -205,7 +213,7 @@ def _verify(base: Manifest, text: str, changes: list[Change], words: dict[str, t
                 if change.listed == env_edits.list_of(old, index):
                     expected.pop(change.name, None)
                     if change.value is not None:
-                        expected[change.name] = [("name", change.name), ("value", change.value)]
+                        expected[change.name] = {"name": change.name, "value": change.value}
             if expected != dict(_read(new.variables[index])):
                 raise wrong
     if _rest(base) != _rest(after):
@@ -214,7 +222,11 @@ def _verify(base: Manifest, text: str, changes: list[Change], words: dict[str, t
 
 def _read(variables: Variables) -> list[tuple[str, Any]]:
     entries = variables.entries.value if variables.entries is not None else []
-    return [(text_at(e, "name") or "", [(k.value, _plain(v, {})) for k, v in e.value]) for e in entries]
+    return [
+        (text_at(e, "name") or "", {str(k.value): _plain(v, {}) for k, v in e.value})
+        for e in entries
+        if isinstance(e, yaml.MappingNode)
+    ]
 
 
 def _rest(manifest: Manifest) -> list[Any]:

@@ -11,6 +11,7 @@ from kvgauge.switch.spans import CannotPatch, Mapped, scalar, shell_words
 from kvgauge.switch.table import ENGINES
 
 BYTES_MAX = 1 << 20
+NODES_MAX = 200_000  # with every alias written out
 _TEMPLATE = re.compile(r"\{\{-?\s*(\.|\$|/\*|if\b|else\b|end\b|range\b|with\b|include\b|define\b|template\b|to\w+\b)")
 _SHELL = re.compile(r"^(/usr)?(/bin/)?(ba|da|z|a|k)?sh$")
 _NOT_ENGINES = ("frontend", "planner", "epp", "router")
@@ -111,10 +112,28 @@ def read(text: str) -> Manifest:
     for document in documents:
         if document is not None:
             _count(document, manifest.shared)
+            if _written_out(document, {}) > NODES_MAX:
+                raise CannotPatch(f"its YAML aliases stand for more than {NODES_MAX} values, or for themselves")
     for document in documents:
         for resource in _resources(document):
             _add(manifest, resource)
+    twice = [name for name, count in Counter(place.name for place in manifest.places).items() if count > 1]
+    if twice:
+        raise CannotPatch(
+            f"two containers are called {twice[0]}; give them different names, or switch them in two files"
+        )
     return manifest
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for when each alias is written out; one that holds itself stands for too many."""
+    if id(node) not in known:
+        known[id(node)] = NODES_MAX + 1
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = min(1 + sum(_written_out(part, known) for part in parts), NODES_MAX + 1)
+    return known[id(node)]
 
 
 def _count(node: yaml.Node, seen: Counter[int]) -> None:
@@ -143,18 +162,20 @@ def _resources(document: yaml.Node | None) -> Iterator[yaml.MappingNode]:
 
 def _add(manifest: Manifest, resource: yaml.MappingNode) -> None:
     kind, name = text_at(resource, "kind") or "?", text_at(resource, "metadata", "name") or "?"
+    space = text_at(resource, "metadata", "namespace")
+    owner = "".join(f"{kind}/{f'{space}:' if space else ''}{name}".split())
     if kind == "ConfigMap":
         manifest.config_maps[name] = resource
     elif kind == "DynamoGraphDeployment":
-        manifest.places += _graph(manifest, resource, f"{kind}/{name}")
+        manifest.places += _graph(manifest, resource, owner)
     else:
-        for pod in _pods(resource):
+        for part, pod in _pods(resource):
             for container in _items(get(pod, "containers")):
                 if isinstance(container, yaml.MappingNode):
-                    manifest.places.append(_container(manifest, container, f"{kind}/{name}"))
+                    manifest.places.append(_container(manifest, container, f"{owner}{part}"))
 
 
-def _pods(resource: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
+def _pods(resource: yaml.MappingNode) -> Iterator[tuple[str, yaml.MappingNode]]:
     paths = [
         ("spec",),
         ("spec", "template", "spec"),
@@ -165,7 +186,7 @@ def _pods(resource: yaml.MappingNode) -> Iterator[yaml.MappingNode]:
     for path in paths:
         pod = get(resource, *path)
         if isinstance(pod, yaml.MappingNode) and get(pod, "containers") is not None:
-            yield pod
+            yield (f"/{path[2]}" if "leaderWorkerTemplate" in path else ""), pod
 
 
 def _container(manifest: Manifest, node: yaml.MappingNode, owner: str) -> Place:
@@ -177,7 +198,7 @@ def _container(manifest: Manifest, node: yaml.MappingNode, owner: str) -> Place:
         service=None,
         container=name,
         role=None,
-        engine=_engine(words, text_at(node, "image") or "", None),
+        engine=_engine(words, f"{text_at(node, 'image') or ''} {name}", None),
         variables=(_variables(node, "env"),),
         words=words,
         arguments=_arguments(node),

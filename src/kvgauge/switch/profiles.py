@@ -22,7 +22,9 @@ class Remark:
 class Wanted:
     """What the worker of `engine` must be told.
 
-    environment  variables to set; removed: variables that must not be there
+    environment  variables to set
+    removed      variables that must not be there
+    misleading   variables that name a backend to somebody else, or to nobody: taken out of a manifest where they stand
     arguments    flag and value that must stand on the command line, for vLLM and SGLang
     config       what the engine's YAML must hold, for TensorRT-LLM
     """
@@ -33,6 +35,7 @@ class Wanted:
     profile: str
     environment: dict[str, str]
     removed: tuple[str, ...]
+    misleading: tuple[str, ...]
     arguments: tuple[str, ...]
     config: dict[str, dict[str, str]]
     remarks: tuple[Remark, ...]
@@ -82,8 +85,11 @@ def wanted(
     selector = table.SELECTORS.get(engine)
     if selector is not None and selector not in removed:  # reference UCX leaves TensorRT-LLM its default, which is UCX
         environment[selector] = backend
-    if engine == "trtllm" and backend == "LIBFABRIC":
-        removed += [name for name in table.PAST_NIXL if name not in removed]
+    if engine == "trtllm":
+        past: tuple[str, ...] = table.PAST_NIXL if backend == "LIBFABRIC" else table.PAST_NIXL[1:]
+        past += ("TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL",) if backend == "LIBFABRIC" else ()
+        removed += [name for name in past if name not in removed]
+    naming = (*table.UNREAD_NAMES, *table.SELECTORS.values())
     arguments: tuple[str, ...] = ()
     config: dict[str, dict[str, str]] = {}
     if engine == "vllm":
@@ -99,6 +105,7 @@ def wanted(
         profile=profile,
         environment=environment,
         removed=tuple(removed),
+        misleading=tuple(name for name in naming if name not in environment and name not in removed),
         arguments=arguments,
         config=config,
         remarks=tuple(_remarks(engine, backend, fabric, profile, environment)),

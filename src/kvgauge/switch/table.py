@@ -269,7 +269,8 @@ SGLANG_FLAG = "--disaggregation-transfer-backend"
 SGLANG_SOURCE = "SGLang docs/advanced_features/pd_disaggregation.md; PR 5477"
 TRTLLM_SOURCE = "TensorRT-LLM docs/source/features/disagg-serving.md, NIXL Backend Configuration"
 
-# Past NIXL inside TensorRT-LLM: with one of these (and backend DEFAULT) the NIXL backend decides nothing.
+# Past NIXL inside TensorRT-LLM: with one of these (and backend DEFAULT) the NIXL backend decides nothing. UCX first:
+# whoever wants UCX may leave it.
 PAST_NIXL = ("TRTLLM_USE_UCX_KVCACHE", "TRTLLM_USE_MPI_KVCACHE", "TRTLLM_USE_MOONCAKE_KVCACHE")
 
 # As deployed: the requirement, word for word.
