@@ -20,6 +20,7 @@ _BEGIN = re.compile(
     r"^\s*# kvgauge switch (?P<before>\w+) -> (?P<after>\w+), (?P<kept>\d+) lines? kept, (?P<crc>[0-9a-f]{8}), "
     r"at (?P<places>\S+)\s*$"
 )
+_BEGUN = re.compile(r"^\s*# kvgauge switch ")
 _END = re.compile(r"^\s*# kvgauge end\s*$")
 _KEPT, _KEPT_UNENDED = "#|", "#!|"  # the second: a last line of the file that had no line end
 
@@ -59,6 +60,10 @@ def find(text: str) -> list[Region]:
     while at < len(lines):
         begin = _BEGIN.match(lines[at])
         if begin is None:
+            if _BEGUN.match(lines[at]):
+                raise CannotPatch(
+                    f"line {at + 1}: this `# kvgauge switch` line was changed; put it back as it was written"
+                )
             if _END.match(lines[at]):
                 raise CannotPatch(f"line {at + 1}: `# kvgauge end` without its beginning; remove the line by hand")
             at += 1
