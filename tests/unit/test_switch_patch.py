@@ -267,7 +267,7 @@ def test_an_edit_by_hand_beside_the_switch_stays_and_one_inside_it_is_not_thrown
     with pytest.raises(CannotPatch, match="are gone"):
         switched(patched.replace("# kvgauge end\n", ""), TO_UCX)
     with pytest.raises(CannotPatch, match="line was changed"):
-        switched(patched.replace("lines kept, ", "lines, "), TO_UCX)
+        switched(patched.replace(" kept, ", ", "), TO_UCX)
     with pytest.raises(CannotPatch, match="without its beginning"):
         switched(text + "# kvgauge end\n", TO_UCX)
     with pytest.raises(CannotPatch, match="nothing to undo"):

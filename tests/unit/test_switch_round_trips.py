@@ -182,7 +182,7 @@ def cleans(text):
     return {check(settings_of(manifest, place, engine)).clean for place, engine in chosen(manifest, None)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(manifests(), st.sampled_from(table.BACKENDS), st.sampled_from(table.PROFILES))
 def test_there_and_back_gives_the_same_bytes_and_twice_is_once(text, backend, profile):
     def to(which, was):
@@ -202,7 +202,7 @@ def test_there_and_back_gives_the_same_bytes_and_twice_is_once(text, backend, pr
         assert to(other, there) == text
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(manifests())
 def test_overwriting_writes_the_profile_for_good_and_changes_no_second_time(text):
     asked = Asked(backend="UCX", fabric="tcp", overwrite=True)
