@@ -14,7 +14,7 @@ ORDER = (
     ("failures",),
     ("models", "gpus"),
     ("samples.records",),
-    ("builds", "backends"),
+    ("builds", "backends", "switch"),
     ("plan",),
     ("kv",),
     ("serve",),
@@ -31,8 +31,9 @@ ORDER = (
 )
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
-        "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "evidence.prometheus", "evidence.known_metrics",
-        "scrape.changes",
+        "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally",
+        "evidence.prometheus", "evidence.known_metrics",
+        "scrape.changes", "switch",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
