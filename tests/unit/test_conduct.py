@@ -100,8 +100,9 @@ class FakeTarget:
 
 def driver_of(world):
     class FakeDriver:
-        def __init__(self, url, model, *, host, request_timeout_s, headers, tls):
+        def __init__(self, url, model, *, host, request_timeout_s, headers, tls, quick_ack):
             world.calls.append(("driver", url, model, request_timeout_s))
+            world.quick_ack = quick_ack
 
         def __enter__(self):
             return self

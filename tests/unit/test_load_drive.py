@@ -1,7 +1,8 @@
 import pytest
 
 from kvgauge.failures import LoadError
-from kvgauge.load.drive import Driver, _CellWork
+from kvgauge.load.cell_work import CellWork
+from kvgauge.load.drive import Driver
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
 from kvgauge.load.site import site_of
@@ -15,7 +16,7 @@ URL = "http://127.0.0.1:1"
 def work_of(template, ticks=None):
     exchanges = []
     tick = None if ticks is None else lambda: ticks.append(1)
-    work = _CellWork(
+    work = CellWork(
         site_of(URL),
         "/v1/completions",
         Bodies(CELL, model="m", seed=1),
@@ -90,7 +91,7 @@ def test_requests_are_built_ahead_when_idle_and_on_demand_otherwise(template):
     while work.idle(0, ready=False):
         pass
     assert len(work._built) == 8
-    assert [work.next_request()[0] for _ in range(10)] == list(range(10))
+    assert [work.next_request(0)[0] for _ in range(10)] == list(range(10))
 
 
 def test_timeouts_must_be_positive():

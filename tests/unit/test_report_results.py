@@ -91,6 +91,7 @@ def test_the_shape_is_the_documented_one():
         "metrics",
         "proved",
         "server",
+        "remarks",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

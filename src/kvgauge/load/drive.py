@@ -10,7 +10,6 @@ comes through, after the requests under way were dropped.
 import gc
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Self
 import msgspec
 
 from kvgauge.failures import LoadError
-from kvgauge.load.answers import Asked, read_answer
-from kvgauge.load.arrivals import Arrivals, arrivals_of
+from kvgauge.load.answers import Asked
+from kvgauge.load.arrivals import Arrivals, InSessions, arrivals_of
+from kvgauge.load.cell_work import CellWork
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
@@ -29,20 +29,18 @@ from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
-from kvgauge.load.receive import OpenReceiver, open_receiver
+from kvgauge.load.receive import OpenReceiver, acknowledging, open_receiver
 from kvgauge.load.schedules import schedule
-from kvgauge.load.site import Site, site_of
-from kvgauge.load.stream import Incoming
-from kvgauge.load.tally import CellLoad, Tally
+from kvgauge.load.sessions import Sessions
+from kvgauge.load.site import Site, context_tokens, site_of
+from kvgauge.load.tally import CellLoad
 from kvgauge.load.tls import Tls
-from kvgauge.load.work import Ended, Limits
+from kvgauge.load.work import Limits
+from kvgauge.plan.open import starts
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
 
-MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
-TICK_NS = 100_000_000
-OVERDUE_NS = 900_000_000  # ticks and answers that waited this long for an idle moment are not put off again
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
 CONNECT_S, STALL_S = 5.0, 30.0
@@ -62,6 +60,7 @@ class Driver:
                          is of that one
     host                 name of this host, for the records
     headers              what else stands in the head of each request
+    quick_ack            have the kernel acknowledge every read at once (Linux)
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
@@ -85,6 +84,7 @@ class Driver:
         connect_timeout_s: float = CONNECT_S,
         stagger_s: float | None = None,
         headers: Headers = NO_HEADERS,
+        quick_ack: bool = False,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
@@ -97,6 +97,8 @@ class Driver:
         self._clock: Clock = "monotonic"
         self._token_ids = token_ids
         self._texts = TextLengths(self._site, model)
+        self._context_asked = False
+        self._context_tokens: int | None = None
         self._stagger_s = stagger_s
         self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
         first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
@@ -106,6 +108,8 @@ class Driver:
             stall_ns=int(min(stall_timeout_s, request_timeout_s) * 1e9),
             request_ns=int(request_timeout_s * 1e9),
         )
+        if quick_ack:
+            open_receiver = acknowledging(open_receiver)
         self._loop = Loop(self._site, limits=limits, clock_ns=clock_ns, open_receiver=open_receiver)
 
     def __enter__(self) -> Self:
@@ -141,18 +145,11 @@ class Driver:
         requests     those of the trace or the dataset that the cell sends
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
-        bodies = Bodies(
-            cell,
-            model=self._model,
-            seed=seed,
-            token_ids=self._token_ids,
-            requests=requests,
-            added=self._texts.added(cell),
-        )
+        bodies = self._bodies(cell, seed, requests)
         slots = self._slots(cell)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
-        work = _CellWork(
+        work = CellWork(
             self._site,
             PATHS[cell.api],
             bodies,
@@ -169,11 +166,11 @@ class Driver:
             self._loop.connect(slots, ahead=ahead)
             finished = True
             if cell.warmup_requests:
-                finished = self._warm_up(cell, work, slots)
+                finished = self._warm_up(cell, work, slots, bodies)
             stagger_ns = self._stagger_ns(cell, work) if cell.load == "closed" and slots > 1 else 0
             cpu_ns = time.process_time_ns()
             if finished and cell.requests:
-                work.begin(requests=cell.requests, warmup=False)
+                work.begin(requests=starts(cell), warmup=False)
                 work.enough = enough
                 start_ns = self._clock_ns() + LEAD_NS
                 arrivals: Arrivals
@@ -184,6 +181,9 @@ class Driver:
                     arrivals = open_load = OpenLoad(times_ns, slots=slots, start_ns=start_ns)
                 else:
                     arrivals = self._closed(cell, slots, start_ns=start_ns, stagger_ns=stagger_ns)
+                if isinstance(bodies, Sessions):
+                    end_ns = None if cell.duration_s is None else start_ns + round(cell.duration_s * 1e9)
+                    arrivals = InSessions(arrivals, bodies, end_ns=end_ns, holds=not cell.is_open)
                 finished = self._loop.offer(arrivals, work, spare=OPEN_SPARE if cell.is_open else 0)
                 work.drain()
             cpu_ns = time.process_time_ns() - cpu_ns
@@ -193,7 +193,29 @@ class Driver:
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
         offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
-        return msgspec.structs.replace(load, open=offer, enough=enough(), clock_steps=self._offset.steps - steps)
+        return msgspec.structs.replace(
+            load,
+            open=offer,
+            enough=enough(),
+            clock_steps=self._offset.steps - steps,
+            sessions=bodies.end() if isinstance(bodies, Sessions) else None,
+        )
+
+    def _bodies(self, cell: Cell, seed: int, requests: tuple[FileRequest, ...]) -> Bodies | Sessions:
+        added = self._texts.added(cell)
+        if cell.conversation is None:
+            return Bodies(cell, model=self._model, seed=seed, token_ids=self._token_ids, requests=requests, added=added)
+        if not self._context_asked:
+            self._context_asked, self._context_tokens = True, context_tokens(self._site, self._model)
+        return Sessions(
+            cell,
+            cell.conversation,
+            model=self._model,
+            seed=seed,
+            requests=requests,
+            added=added,
+            context_tokens=self._context_tokens,
+        )
 
     def _slots(self, cell: Cell) -> int:
         """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
@@ -206,15 +228,16 @@ class Driver:
             raise LoadError(f"no file descriptor is left for connections (limit {most}); raise it with ulimit -n")
         return min(cell.concurrency, left)
 
-    def _warm_up(self, cell: Cell, work: "_CellWork", slots: int) -> bool:
+    def _warm_up(self, cell: Cell, work: CellWork, slots: int, bodies: Bodies | Sessions) -> bool:
         """A closed cell warms up in its own shape, an open one with few at a time."""
         work.begin(requests=cell.warmup_requests, warmup=True)
         start_ns = self._clock_ns() + LEAD_NS
         slots = min(slots, OPEN_WARMUP_SLOTS) if cell.is_open else slots
         load = "closed" if cell.is_open else cell.load
-        finished = self._loop.offer(
-            arrivals_of(load, slots=slots, requests=cell.warmup_requests, start_ns=start_ns), work
-        )
+        arrivals: Arrivals = arrivals_of(load, slots=slots, requests=cell.warmup_requests, start_ns=start_ns)
+        if isinstance(bodies, Sessions):
+            arrivals = InSessions(arrivals, bodies)
+        finished = self._loop.offer(arrivals, work)
         work.drain()
         return finished
 
@@ -222,17 +245,17 @@ class Driver:
         return arrivals_of(
             cell.load,
             slots=slots,
-            requests=cell.requests,
+            requests=starts(cell),
             start_ns=start_ns,
             stagger_ns=stagger_ns,
             duration_ns=None if cell.duration_s is None else round(cell.duration_s * 1e9),
         )
 
-    def _stagger_ns(self, cell: Cell, work: "_CellWork") -> int:
+    def _stagger_ns(self, cell: Cell, work: CellWork) -> int:
         if self._stagger_s is not None:
             return int(self._stagger_s * 1e9)
         known = work.tally.warmup_e2e_ns or self._latencies_ns.get(_shape(cell), [])
-        rounds = cell.requests / cell.concurrency
+        rounds = starts(cell) / cell.concurrency
         if not known or rounds <= 1:
             return 0
         return int(min(STAGGER_NS_MAX, statistics.median_low(known)) * (1 - 1 / rounds))
@@ -256,123 +279,14 @@ class Driver:
 
 def _shape(cell: Cell) -> tuple[object, ...]:
     """Cells whose requests take about as long, but for how many there are at a time."""
-    return cell.prompt, cell.input_tokens, cell.output_tokens, cell.dataset and cell.dataset.path, cell.stream
-
-
-class _CellWork:
-    """What the loop asks for and gives while one cell is offered."""
-
-    def __init__(
-        self,
-        site: Site,
-        api_path: str,
-        bodies: Bodies,
-        template: Asked,
-        *,
-        on_exchange: Callable[[Exchange], None],
-        tick: Callable[[], None] | None,
-        stop: Callable[[], bool],
-        slots: int,
-        offset: RealtimeOffset,
-    ) -> None:
-        self._offset = offset
-        self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
-        self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
-        self.enough: Callable[[], bool] = lambda: False
-        self._slots = slots
-        self._warmup = False
-        self._seq_built = self._seq_end = 0
-        self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
-        self._unread: deque[Ended] = deque()  # answers nobody has looked at
-        self._unread_new = 0  # of those, since the last idle()
-        self._tick_ns = self._measured_ns = 0
-        self.tally = Tally()
-
-    def begin(self, *, requests: int, warmup: bool) -> None:
-        """Expect this many requests; their numbers go on from the last ones."""
-        self._warmup = warmup
-        self._built.clear()
-        self._seq_built = self._seq_end
-        self._seq_end += requests
-        while len(self._built) < self._slots and self._build():
-            pass
-
-    def next_request(self) -> tuple[int, bytes]:
-        if not self._built:
-            self._build()
-        return self._built.popleft()
-
-    def skip(self) -> int:
-        if self._built:
-            return self._built.popleft()[0]
-        self._seq_built += 1
-        return self._seq_built - 1
-
-    def over(self, ended: Ended) -> None:
-        self._unread.append(ended)
-        self._unread_new += 1
-
-    def idle(self, now_ns: int, *, ready: bool) -> bool:
-        if now_ns - self._measured_ns >= MEASURE_NS:
-            self._measured_ns = now_ns
-            self._offset.measure()
-        if ready:
-            self._catch_up(now_ns)
-        elif self._tick is not None and now_ns - self._tick_ns >= TICK_NS:
-            self._tick_ns = now_ns
-            self._tick()
-        elif self._unread:
-            self._read_one()
-        else:
-            return len(self._built) < 2 * self._slots and self._build()
-        return True
-
-    def drain(self) -> None:
-        """Read all that is left: nothing is under way any more."""
-        while self._unread:
-            self._read_one()
-        if self._tick is not None:
-            self._tick()
-
-    def _catch_up(self, now_ns: int) -> None:
-        """Sockets do not rest: read one answer, which delays the next read by no more than it takes; as many as have
-        ended since, once the oldest has waited too long."""
-        if self._unread:
-            overdue = now_ns - self._unread[0].ended_ns > OVERDUE_NS
-            for _ in range(min(max(1, self._unread_new if overdue else 1), len(self._unread))):
-                self._read_one()
-        self._unread_new = 0
-        if self._tick is not None and now_ns - self._tick_ns > OVERDUE_NS:
-            self._tick_ns = now_ns
-            self._tick()
-
-    def _build(self) -> bool:
-        if self._seq_built >= self._seq_end:
-            return False
-        body = self._bodies.body(self._seq_built)
-        self._built.append((self._seq_built, self._site.request("POST", self._api_path, body)))
-        self._seq_built += 1
-        return True
-
-    def _read_one(self) -> None:
-        ended = self._unread.popleft()
-        sent_ns = ended.sent_ns if ended.sent_ns is not None else ended.begun_ns
-        asked = msgspec.structs.replace(
-            self._template,
-            seq=ended.seq,
-            warmup=self._warmup,
-            slot=ended.slot,
-            due_ns=ended.due_ns,
-            sent_ns=sent_ns,
-        )
-        incoming = ended.incoming if ended.incoming is not None else Incoming()
-        self._offset.measure()
-        answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
-        answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
-        incoming.finish(incoming.end)
-        exchange = read_answer(asked, answer)
-        self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
-        self._on_exchange(exchange)
+    return (
+        cell.prompt,
+        cell.input_tokens,
+        cell.output_tokens,
+        cell.dataset and cell.dataset.path,
+        cell.stream,
+        cell.conversation,
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import msgspec
 
 from kvgauge.load.open import OpenLoad
+from kvgauge.load.sessions import SessionCounts
 from kvgauge.samples.records import Clock, Exchange
 
 
@@ -12,6 +13,7 @@ class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
     slots         how many requests could be under way: the cell's limit, or what file descriptors allow
     queued        requests that were due while that many were under way, and waited
     given_up      requests never sent: more waited than may
+    start_ns      from when due times count
     due_span_ns   from the first due time to the last
     sent_span_ns  from the first sent to the last; None when none was
     own_late_ns_* from when a request was due and a slot free to when we began to send it: this client's own part
@@ -21,6 +23,7 @@ class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
     under_way_max: int
     queued: int
     given_up: int
+    start_ns: int
     due_span_ns: int
     sent_span_ns: int | None
     own_late_ns_mean: float
@@ -41,6 +44,7 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     enough       `enough` ended it
     new_connections  requests whose connection was made for them, so that their latency holds its set-up
     open         of an open load only
+    sessions     of a cell with conversations
     """
 
     cell: str
@@ -60,6 +64,7 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     new_connections: int = 0
     open: OpenOffer | None = None
     clock_steps: int = 0
+    sessions: SessionCounts | None = None
 
 
 class Tally:
@@ -105,6 +110,7 @@ class Tally:
             under_way_max=load.under_way_max,
             queued=load.queued,
             given_up=load.given_up,
+            start_ns=load.start_ns,
             due_span_ns=max(self._due_ns) - min(self._due_ns),
             sent_span_ns=None if self._sent_ns is None else self._sent_ns[1] - self._sent_ns[0],
             own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),

@@ -40,6 +40,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
     reasons  why it is not valid, each with what to do
     proved   run-level entries: what was seen to carry the transfers: "backend", "provider", ...
+    remarks  cells: what does not make it wrong, but must be known to read it
     server   cells: what the server's own /metrics counted there; None when nothing was scraped
     """
 
@@ -53,6 +54,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Estimate]
     proved: dict[str, str] = {}
     server: Server | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

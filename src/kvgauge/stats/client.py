@@ -68,7 +68,9 @@ def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
     if len(sends) < TOO_FEW:
         return []
     troubles = []
-    if not cell.is_open:
+    if cell.is_open:  # a slot is there for later turns only
+        sends = {due_ns: sent for due_ns, sent in sends.items() if (sent[0].turn or 1) > 1}
+    if len(sends) >= TOO_FEW:
         late_ms = _typical_ms([_mean([each.sent_ns - each.due_ns for each in sent]) for sent in sends.values()])
         ttft_ms = _typical_ms([_mean([each.ttft_ns or 0 for each in sent]) for sent in sends.values()])
         if _matters(late_ms, ttft_ms):
