@@ -63,7 +63,7 @@ def _text(cell: Cell) -> int:
     """Most tokens of a prompt's text; of a conversation those of its last turn."""
     before = turns_most(cell) - 1
     if before and cell.dataset is not None:
-        return max(1, cell.dataset.whole_words_max) + before * _answer(cell)
+        return max(1, cell.dataset.whole_words_max) + before * (_answer(cell) + 2 * ROLE_TOKENS)
     if before:
         return (before + 1) * (cell.input_tokens or 1) + before * (_answer(cell) + 2 * ROLE_TOKENS)
     if cell.trace is not None:
