@@ -2,6 +2,7 @@
 
 import json
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -193,19 +194,16 @@ def nagle(sock, nth, request):
     sock.sendall(usage(24) + DONE + END)
 
 
-@pytest.mark.parametrize("quick_ack", [False, True])
-def test_an_answer_on_a_kept_connection_waits_for_our_acknowledgement_unless_it_is_quick(quick_ack):
-    with Server(nagle) as server:
-        _, exchanges = offer(
-            server.url, {"requests": 16, "output_tokens": 24, "warmup_requests": 2}, quick_ack=quick_ack
-        )
-    kept = [each for each in exchanges if not each.warmup]
-    gaps_ms = sorted((each.arrivals_ns[0] - each.first_byte_ns) / 1e6 for each in kept)
-    print(f"\nfirst byte to first content, ms, quick_ack={quick_ack}: {[round(gap, 1) for gap in gaps_ms]}")
-    remark = held_back(exchanges)
-    if quick_ack:
-        assert remark is None
-        assert gaps_ms[len(gaps_ms) // 2] < 20
-    else:
-        assert gaps_ms[len(gaps_ms) // 2] > 35
-        assert "held back the first tokens" in remark
+def test_an_answer_on_a_kept_connection_waits_for_our_acknowledgement_unless_it_is_quick():
+    """Whether a remark follows depends on how quiet the machine is: test_stats_held_back.py, and the engine tests."""
+    medians_ms = {}
+    for quick_ack in (False, True):
+        with Server(nagle) as server:
+            _, exchanges = offer(
+                server.url, {"requests": 10, "output_tokens": 24, "warmup_requests": 1}, quick_ack=quick_ack
+            )
+        gaps_ms = [(each.arrivals_ns[0] - each.first_byte_ns) / 1e6 for each in exchanges if not each.warmup]
+        medians_ms[quick_ack] = statistics.median(gaps_ms)
+    print(f"\nfirst byte to first content, ms, by quick_ack: {medians_ms}")
+    assert medians_ms[False] > 3 * medians_ms[True]
+    assert held_back(exchanges) is None

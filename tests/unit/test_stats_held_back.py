@@ -78,3 +78,18 @@ def test_answers_that_differ_from_one_another_are_never_remarked_on(drawn):
     found = [exchange(seq, gap_ms=gap, together=size, itl_ms=itl) for seq, (gap, size, itl) in enumerate(drawn)]
     held = sum(38 <= gap <= 52 and size >= 3 for gap, size, _ in drawn)
     assert (held_back(found) is None) or held >= 0.8 * len(drawn)
+
+
+DYNAMO = [  # frontend 1.6.1 on a kept connection, busy machine: ms of head, of first content, how many came with it
+    (29.5, 74.7, 7), (31.7, 76.0, 7), (30.0, 71.1, 7), (29.4, 74.0, 7), (31.5, 75.2, 7), (36.9, 78.5, 7),
+    (30.0, 76.7, 8), (29.2, 73.8, 7), (28.9, 70.6, 7), (30.1, 72.7, 7), (29.9, 73.5, 7), (30.4, 70.5, 6),
+]  # fmt: skip
+
+
+def test_what_dynamos_frontend_does_is_recognised_and_not_with_quick_acks():
+    seen = [
+        exchange(seq, head_ms=head, gap_ms=first - head, together=together, itl_ms=5.8)
+        for seq, (head, first, together) in enumerate(DYNAMO)
+    ]
+    assert "12 of 12 answers" in held_back(seen)
+    assert held_back(answers(12, head_ms=29.8, gap_ms=5.9, together=1, itl_ms=5.8)) is None
