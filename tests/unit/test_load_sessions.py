@@ -185,12 +185,11 @@ def test_made_sessions_have_the_turns_and_delays_that_were_asked_for(turns, spre
     for _ in range(60):
         sessions.prepare(1)
         session = sessions._ready[0]
-        assert 1 <= len(session.texts) <= turns_most(make_cell(conversation=which))
-        assert len(session.delays_ns) == len(session.texts) - 1
+        assert 1 <= session.turns <= turns_most(make_cell(conversation=which))
         assert all(delay_ns >= 0 for delay_ns in session.delays_ns)
         if not delay_spread:
             assert all(abs(delay_ns - delay_ms * MS) <= 1 for delay_ns in session.delays_ns)
-        drawn.append(len(session.texts))
+        drawn.append(session.turns)
         sessions.skip()
     mean = sum(drawn) / 60
     assert abs(mean - turns) < 0.75 + 4 * spread / 60**0.5 + spread  # cut off below 1
@@ -295,3 +294,16 @@ def test_in_an_open_load_who_waits_for_a_slot_gets_it_when_a_session_is_cut(hold
     load = OpenLoad(iter([0, 0, 1 * MS]), slots=2, start_ns=0)
     World(InSessions(load, sessions, end_ns=14 * MS, holds=holds), sessions, 10 * MS)
     assert sessions.end().begun == begun
+
+
+def test_what_is_said_next_is_made_when_it_is_quiet_and_is_the_same_when_it_was_not():
+    quiet, hurried = sessions_of(), sessions_of()
+    said = []
+    for sessions in (quiet, hurried):
+        for answer in ("one", "two", "three"):
+            said.append(sessions.next_body(0))
+            while sessions is quiet and sessions.prepare(0):
+                pass
+            assert (sessions._under_way[0].next_text is not None) == (sessions is quiet and answer != "three")
+            sessions.heard(0, answered(), lambda answer=answer: answer)
+    assert said[:3] == said[3:]

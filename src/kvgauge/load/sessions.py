@@ -41,17 +41,22 @@ class SessionCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session:
-    """One conversation under way. turn: of the request that is under way or comes next, from 1 on."""
+    """One conversation under way.
 
-    __slots__ = ("answers", "body", "delays_ns", "number", "said", "texts", "tokens_out", "turn")
+    turns      how many it has
+    turn       of the request that is under way or comes next, from 1 on
+    next_text  what the user says in the turn after that; None: not made yet
+    """
+
+    __slots__ = ("answers", "body", "delays_ns", "next_text", "number", "said", "tokens_out", "turn", "turns")
 
     def __init__(
-        self, number: int, texts: tuple[str, ...], answers: tuple[str, ...], delays_ns: tuple[int, ...], tokens_out: int
+        self, number: int, first: str, answers: tuple[str, ...], delays_ns: tuple[int, ...], tokens_out: int
     ) -> None:
-        self.number, self.texts, self.answers, self.delays_ns = number, texts, answers, delays_ns
-        self.tokens_out = tokens_out
-        self.turn = 1
-        self.said: list[tuple[str, str]] = [("user", texts[0])]
+        self.number, self.answers, self.delays_ns, self.tokens_out = number, answers, delays_ns, tokens_out
+        self.turn, self.turns = 1, len(delays_ns) + 1
+        self.said: list[tuple[str, str]] = [("user", first)]
+        self.next_text: str | None = None
         self.body = b""
 
 
@@ -78,6 +83,7 @@ class Sessions:
         self._requests, self._added, self._context_tokens = requests, added, context_tokens
         self._ready: deque[Session] = deque()  # made and not begun
         self._under_way: dict[int, Session] = {}  # by slot
+        self._wanting: deque[Session] = deque()  # under way, the text of the next turn not made
         self._made = self._end = 0
         self._warmup = False
         self._begun = self._whole = self._failed = self._full = self._cut = 0
@@ -86,11 +92,18 @@ class Sessions:
         """This many come next; their numbers go on from the last ones. Of a warm-up each is one turn."""
         self._warmup = warmup
         self._ready.clear()
+        self._wanting.clear()
         self._made = self._end
         self._end += sessions
 
     def prepare(self, most: int) -> bool:
-        """Make the next session, unless `most` are ready or no other is expected. Returns whether it did."""
+        """Make the next turn of a session under way; else the next session, unless `most` are ready or no other is
+        expected. Returns whether it did."""
+        if self._wanting:
+            session = self._wanting.popleft()
+            if session.next_text is None and session.turn < session.turns:
+                session.next_text = self._text(session.number, session.turn)
+            return True
         if len(self._ready) >= most or self._made >= self._end:
             return False
         self._ready.append(self._make(self._made))
@@ -100,15 +113,16 @@ class Sessions:
     def next_body(self, slot: int) -> bytes:
         """The body of this slot's next request: a turn of the session in it, or the first of a new one."""
         if slot not in self._under_way:
-            self.prepare(1)
-            self._under_way[slot] = self._ready.popleft()
+            self._under_way[slot] = self._next()
             self._begun += not self._warmup
-        return self._under_way[slot].body
+        session = self._under_way[slot]
+        if session.turn < session.turns:
+            self._wanting.append(session)
+        return session.body
 
     def skip(self) -> None:
         """The next session will not begin."""
-        self.prepare(1)
-        self._ready.popleft()
+        self._next()
 
     def place(self, slot: int) -> tuple[int, int]:
         """(number of the session, its turn) of the request under way in this slot."""
@@ -120,14 +134,15 @@ class Sessions:
         session = self._under_way[slot]
         if exchange.failure is not None:
             ending = "_cut" if exchange.failure == "interrupted" else "_failed"
-        elif session.turn == len(session.texts):
+        elif session.turn == session.turns:
             ending = "_whole"
-        elif self._too_long(session, exchange):
+        elif self._too_long(session, exchange, asked := session.next_text or self._text(session.number, session.turn)):
             ending = "_full"
         else:
             said = session.answers[session.turn - 1] if session.answers else text()
-            session.said += [("assistant", said), ("user", session.texts[session.turn])]
+            session.said += [("assistant", said), ("user", asked)]
             session.turn += 1
+            session.next_text = None
             session.body = self._body(session)
             return
         self._over(slot, ending)
@@ -152,42 +167,53 @@ class Sessions:
         if not self._warmup:
             setattr(self, ending, getattr(self, ending) + 1)
 
-    def _too_long(self, session: Session, exchange: Exchange) -> bool:
+    def _too_long(self, session: Session, exchange: Exchange, asked: str) -> bool:
         held = sum(len(text) for _, text in session.said)
-        if held + len(session.texts[session.turn]) > HISTORY_CHARACTERS_MAX:
+        if held + len(asked) > HISTORY_CHARACTERS_MAX:
             return True
         if self._context_tokens is None or exchange.tokens_in is None or exchange.tokens_source != "usage":
             return False
-        added = self._cell.input_tokens or count_words(session.texts[session.turn])
+        added = self._cell.input_tokens or count_words(asked)
         wanted = exchange.tokens_in + exchange.tokens_out + added + session.tokens_out
         return wanted > self._context_tokens
+
+    def _next(self) -> Session:
+        if not self._ready:
+            self._ready.append(self._make(self._made))
+            self._made += 1
+        return self._ready.popleft()
 
     def _make(self, number: int) -> Session:
         cell, conversation = self._cell, self._conversation
         name = f"{self._seed}\0{cell.name}\0session\0{number}"
         random = Random(hashlib.sha256(name.encode()).digest())  # noqa: S311 - a load, not secrets
         answers: tuple[str, ...] = ()
-        tokens_out = cell.output_tokens
-        most = 1 if self._warmup else turns_most(cell)
+        tokens_out, most = cell.output_tokens, turns_most(cell)
+        turns = min(most, max(1, round(random.gauss(conversation.turns or 1.0, conversation.turns_stddev))))
         if cell.dataset is not None:
-            given = self._requests[number % len(self._requests)]
-            assert isinstance(given, DatasetPrompt)
-            texts = (given.text, *(reply.text for reply in given.replies))[:most]
+            given = self._given(number)
+            turns = min(most, 1 + len(given.replies))
             if conversation.history == "recorded":
                 answers = tuple(reply.answer for reply in given.replies)
             tokens_out = given.output_tokens or tokens_out
-        else:
-            drawn = random.gauss(conversation.turns or 1.0, conversation.turns_stddev)
-            texts = tuple(self._text(number, turn) for turn in range(min(most, max(1, round(drawn)))))
-        delays_ms = [random.gauss(conversation.delay_ms, conversation.delay_ms_stddev) for _ in texts[1:]]
+        turns = 1 if self._warmup else turns
+        delays_ms = [random.gauss(conversation.delay_ms, conversation.delay_ms_stddev) for _ in range(turns - 1)]
         delays_ns = tuple(max(0, round(delay_ms * NS_PER_MS)) for delay_ms in delays_ms)
-        session = Session(number, texts, answers, delays_ns, tokens_out)
+        session = Session(number, self._text(number, 0), answers, delays_ns, tokens_out)
         session.body = self._body(session)
         return session
 
+    def _given(self, number: int) -> DatasetPrompt:
+        given = self._requests[number % len(self._requests)]
+        assert isinstance(given, DatasetPrompt)
+        return given
+
     def _text(self, number: int, turn: int) -> str:
-        """As many words as the cell has input tokens, unique to session and turn."""
+        """What the user says; made: as many words as the cell has input tokens, unique to session and turn (from 0)."""
         cell, count = self._cell, self._cell.input_tokens or 1
+        if cell.dataset is not None:
+            given = self._given(number)
+            return given.replies[turn - 1].text if turn else given.text
         high = len(words()) - 1
         if turn == 0:
             return text_of(prefixed_tokens(self._seed, cell, number, max(1, count - self._added), low=0, high=high))
