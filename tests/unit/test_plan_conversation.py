@@ -1,10 +1,12 @@
 """Conversations and steps in plans and on the command line: what is read, and what makes no sense."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from kvgauge.failures import PlanError, UsageError
+from kvgauge.plan import load_plan
 from kvgauge.plan.asked import Asked, plan_of
 from kvgauge.plan.conversation import turns_mean, turns_most
 from kvgauge.plan.expand import cell_s, prompt_tokens, under_way
@@ -204,3 +206,8 @@ def test_a_flag_that_makes_no_sense_beside_another_is_named(given, message):
     with pytest.raises(UsageError) as caught:
         asked(**given)
     assert message in str(caught.value)
+
+
+def test_the_example_is_valid():
+    found = load_plan(Path(__file__).parents[2] / "examples" / "conversations.yaml", quick=False, tests=())
+    assert [(cell.sessions, cell.requests) for cell in found.cells] == [(12, 48), (20, 60)]
