@@ -26,6 +26,7 @@ from kvgauge.load.tally import CellLoad
 from kvgauge.load.team import Team
 from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
+from kvgauge.plan.parts import Seen, first_prompts, turned
 from kvgauge.plan.records import Cell, Expect, Goodput, Plan, Run
 from kvgauge.plan.trace import FileRequest
 from kvgauge.report import results as results_files
@@ -39,11 +40,14 @@ from kvgauge.scrape.scraper import Scraper, Watching
 from kvgauge.stats.batches import Narrow
 from kvgauge.stats.cells import cell_metrics
 from kvgauge.stats.client import client_metrics, client_troubles
-from kvgauge.stats.estimate import Estimate
+from kvgauge.stats.estimate import Estimate, counted
 from kvgauge.stats.goodput import goodput_metrics
+from kvgauge.stats.held_back import held_back
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.stats.server import metric_names, server_cells
+from kvgauge.stats.steps import step_metrics
+from kvgauge.stats.turns import turn_metrics, turn_troubles
 from kvgauge.target.contract import Endpoint, Target
 
 SEED_BITS = 48
@@ -73,6 +77,8 @@ class Measured(msgspec.Struct):
     interrupted: bool = False
     mishaps: list[tuple[str, str]] = []  # (cell, what ended there and was started again)
     windows: dict[str, tuple[int, int]] = {}  # cell -> from its first scrape to its last, ns of CLOCK_MONOTONIC
+    parts: dict[str, int] = {}  # cell -> place in its dataset of the first prompt it sent
+    repeated: dict[str, tuple[int, int]] = {}  # cell -> prompts that had been sent before, of how many
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
@@ -117,6 +123,7 @@ class Conductor:
         self._watching, self._workers = watching, workers
         self._too_few: dict[str, int] = {}  # cell -> load workers that were its bottleneck
         done = done or {}
+        self._seen = Seen()
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
 
@@ -214,6 +221,9 @@ class Conductor:
         scraper.watch(endpoint.url)
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
+        else:
+            self._seen.forget()
+        measured.parts = first_prompts(run.cells, round_number=0 if endpoint.fresh else run.repetition - 1)
         with self._driver(endpoint, self._folder / "runs" / run.run_id / "logs") as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
@@ -234,6 +244,7 @@ class Conductor:
             "request_timeout_s": self._request_timeout_s,
             "headers": self._headers,
             "tls": self._tls,
+            "quick_ack": self._plan.quick_ack,
         }
         if (workers := self._workers) is None:
             return Driver(endpoint.url, endpoint.model, **options)
@@ -277,8 +288,11 @@ class Conductor:
             tick=tick,
             stop=stop,
             enough=lambda: narrow is not None and narrow.met,
-            requests=_requests_of(cell, self._files),
+            requests=_requests_of(cell, self._files, measured.parts),
         )
+        if cell.dataset is not None:
+            places = _places(cell.dataset.prompts, measured.parts[cell.name], exchanges)
+            measured.repeated[cell.name] = self._seen.repeated(cell.dataset.sha256, places), len(places)
         stop()  # once more: what ended with the last request belongs to this cell
         if load.lost is not None:
             measured.mishaps.append((cell.name, load.lost))
@@ -321,9 +335,18 @@ def _hopeless(measured: Measured) -> bool:
     return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
 
 
-def _requests_of(cell: Cell, files: Mapping[str, tuple[FileRequest, ...]]) -> tuple[FileRequest, ...]:
+def _requests_of(
+    cell: Cell, files: Mapping[str, tuple[FileRequest, ...]], parts: Mapping[str, int] = MappingProxyType({})
+) -> tuple[FileRequest, ...]:
     file = cell.trace or cell.dataset
-    return () if file is None else files[file.path]
+    return () if file is None else turned(files[file.path], parts.get(cell.name, 0))
+
+
+def _places(prompts: int, first: int, exchanges: Sequence[Exchange]) -> list[int]:
+    """Places in the dataset of what was sent, each conversation once, in the order of sending."""
+    sent = [each for each in exchanges if each.failure != "unsent" and each.turn in (None, 1)]
+    numbers = sorted(each.seq if each.session is None else each.session for each in sent)
+    return [(first + number) % prompts for number in numbers]
 
 
 def judge(
@@ -345,18 +368,27 @@ def judge(
         if load.started_ns is not None and load.ended_ns is not None:
             metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns, streamed=cell.stream)
             metrics |= offered_metrics(load) | client_metrics(exchanges, load)
+            metrics |= step_metrics(cell, exchanges, load) | turn_metrics(cell, exchanges, load)
             metrics |= goodput_metrics(goodput, exchanges, load.ended_ns - load.started_ns, streamed=cell.stream)
         if cell.name in measured.until:
             metrics["until_half_width_pct"] = measured.until[cell.name]
+        remarks = [remark] if (remark := held_back(exchanges)) is not None else []
+        if cell.name in measured.repeated:
+            again, sent = measured.repeated[cell.name]
+            metrics["prompts_repeated"] = counted(again, "prompts", sent)
+            remarks += [_repeated(cell, again, sent)] if again else []
         ttft = metrics.get("ttft_ms_mean")
         troubles = [
             *offered_troubles(cell, load, ttft.point if ttft is not None else None),
             *client_troubles(cell, exchanges),
-            *proof.cell_troubles(cell, [each for each in exchanges if not each.warmup], _requests_of(cell, files)),
+            *proof.cell_troubles(
+                cell, [each for each in exchanges if not each.warmup], _requests_of(cell, files, measured.parts)
+            ),
+            *turn_troubles(exchanges),
         ]
         status, reasons = _verdict(load, measured, against, troubles)
-        by = {"load_workers": load.workers, "load_workers_why": load.workers_why}
-        results.append(msgspec.structs.replace(_result(run, cell, status, reasons, metrics), **by))
+        more = {"load_workers": load.workers, "load_workers_why": load.workers_why, "remarks": tuple(remarks)}
+        results.append(msgspec.structs.replace(_result(run, cell, status, reasons, metrics), **more))
     last = next(iter(reversed(measured.loads)), None)
     for cell in run.cells:
         if cell.name in done:
@@ -367,6 +399,14 @@ def judge(
             why = measured.failure or f"not tried: every request of cell {last[0].name if last else '?'} failed"
             results.append(_result(run, cell, "invalid" if against else "failed", [*against, why], {}))
     return results
+
+
+def _repeated(cell: Cell, again: int, sent: int) -> str:
+    assert cell.dataset is not None
+    return (
+        f"prompts repeated: {again} of {sent} had been sent to this target before, which a prefix cache may have kept "
+        f"({cell.dataset.path} has {cell.dataset.prompts:,}). Use a longer dataset, or fewer requests or cells"
+    )
 
 
 def _verdict(load: CellLoad, measured: Measured, against: list[str], troubles: list[str]) -> tuple[Status, list[str]]:

@@ -183,14 +183,32 @@ def test_a_client_that_gives_up_disconnects_and_the_server_stops_its_requests(fa
     fast.wait_for("an idle server", lambda: fast.metric("dynamo_frontend_inflight_requests") == 0, 10)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the client's kernel delays acknowledgements and the frontend waits: docs/engines.md"
-)
-def test_the_ttft_on_a_kept_connection_is_the_one_the_frontend_counts(fast, running):
-    cell = "name: kept, load: single, concurrency: 1, input_tokens: 512, output_tokens: 16, requests: 10"
-    counted, summed = fast.metric(TTFT_COUNT) or 0, fast.metric(TTFT_SUM) or 0
-    measured = running(fast, cell).result()
-    frontend_ms = 1e3 * (fast.metric(TTFT_SUM) - summed) / (fast.metric(TTFT_COUNT) - counted)
+KEPT = "name: kept, load: single, concurrency: 1, input_tokens: 512, output_tokens: 32, requests: 24"
+
+
+def ttft_of_kept_connections(deployment, running, flags=()):
+    """(what the client measured, its TTFT, the frontend's own TTFT of the same requests), means in ms."""
+    counted, summed = deployment.metric(TTFT_COUNT) or 0, deployment.metric(TTFT_SUM) or 0
+    measured = running(deployment, KEPT, flags=flags).result()
+    frontend_ms = 1e3 * (deployment.metric(TTFT_SUM) - summed) / (deployment.metric(TTFT_COUNT) - counted)
     client_ms = statistics.mean(ttfts_ms(measured.exchanges))
-    print(f"\nkept connection: TTFT ms mean of the client {client_ms:.1f}, of the frontend {frontend_ms:.1f}")
-    assert client_ms < 1.5 * frontend_ms
+    print(f"\nkept connection {flags}: TTFT ms mean of the client {client_ms:.1f}, of the frontend {frontend_ms:.1f}")
+    assert measured.returncode == 0, measured.said
+    assert not any(exchange.fresh for exchange in measured.of("kept"))
+    return measured, client_ms, frontend_ms
+
+
+def test_with_quick_acks_the_ttft_on_a_kept_connection_is_the_one_the_frontend_counts(fast, running):
+    measured, client_ms, frontend_ms = ttft_of_kept_connections(fast, running, ("--quick-ack",))
+    assert 0.98 * frontend_ms < client_ms < frontend_ms + 20
+    assert measured.cells["kept"]["remarks"] == []
+    assert "quick acknowledgements" in measured.said
+
+
+def test_without_them_it_waits_for_a_delayed_acknowledgement_and_a_remark_says_so(fast, running):
+    measured, client_ms, frontend_ms = ttft_of_kept_connections(fast, running)
+    assert frontend_ms + 30 < client_ms < frontend_ms + 70
+    [remark] = measured.cells["kept"]["remarks"]
+    assert "held back the first tokens" in remark
+    assert "--quick-ack" in remark
+    assert "held back the first tokens" in measured.said

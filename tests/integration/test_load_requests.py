@@ -27,9 +27,9 @@ def vllm(sock, nth, request):
     if path == b"/v1/models":
         return sock.sendall(plain(200, b'{"data":[{"id":"m"}]}'))
     body = json.loads(raw)
-    given = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+    given = body["prompt"] if "prompt" in body else " ".join(message["content"] for message in body["messages"])
     count = len(given.split()) if isinstance(given, str) else len(given)
-    count += TEMPLATE if "messages" in body else 0
+    count += TEMPLATE * len(body.get("messages", ()))
     if path == b"/tokenize":
         return sock.sendall(plain(200, json.dumps({"count": count, "max_model_len": 4096, "tokens": []}).encode()))
     if b"echo-key" in raw:

@@ -13,8 +13,9 @@ from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import BuildError, SamplesError, TargetError
 from kvgauge.load.how_many import HowMany
 from kvgauge.load.tally import CellLoad
+from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.expand import expand
-from kvgauge.plan.records import Plan, Primary
+from kvgauge.plan.records import DatasetFile, Plan, Primary
 from kvgauge.report.results import read
 from kvgauge.samples.disk import unwritten
 from kvgauge.samples.files import SampleWriter
@@ -45,7 +46,7 @@ class World:
         self.stop_after = self.dies_after = self.worker_dies_after = None
         self.mended, self.serving, self.waits = [], True, 0
         self.offered = 0
-        self.seeds = []
+        self.seeds, self.requests = [], []
 
 
 class FakeTarget:
@@ -101,8 +102,9 @@ class FakeTarget:
 
 def driver_of(world):
     class FakeDriver:
-        def __init__(self, url, model, *, host, request_timeout_s, headers, tls):
+        def __init__(self, url, model, *, host, request_timeout_s, headers, tls, quick_ack):
             world.calls.append(("driver", url, model, request_timeout_s))
+            world.quick_ack = quick_ack
 
         def __enter__(self):
             return self
@@ -110,8 +112,9 @@ def driver_of(world):
         def __exit__(self, *_):
             world.calls.append(("driver closed",))
 
-        def run_cell(self, cell, *, run_id, seed, on_exchange, tick, stop, **_):
+        def run_cell(self, cell, *, run_id, seed, on_exchange, tick, stop, requests, **_):
             world.seeds.append(seed)
+            world.requests.append(requests)
             done, interrupted = [], False
             for seq in range(cell.warmup_requests + cell.requests):
                 if stop():
@@ -428,6 +431,43 @@ def test_a_target_that_was_not_started_for_the_run_is_never_asked_the_same_promp
     got = scene.walk(make_plan(make_test(name="A"), make_test(name="B")))
     assert len(set(scene.world.seeds)) == 2  # one a run
     assert {run.seed for run in got.runs.values()} == set(scene.world.seeds)
+
+
+PROMPTS = tuple(DatasetPrompt(text=str(number), output_tokens=None) for number in range(25))
+OF_FILE = {
+    "input_tokens": None,
+    "dataset": DatasetFile(
+        path="d", sha256="0", prompts=25, words_mean=1, words_max=1, output_tokens_mean=None, output_tokens_max=None
+    ),
+}
+
+
+@pytest.mark.parametrize(("fresh", "starts", "repeated"), [(True, [0, 5, 0, 5], 0), (False, [0, 5, 10, 15], 0)])
+def test_cells_send_different_parts_of_a_dataset_and_repetitions_too_where_the_target_stays(
+    scene, fresh, starts, repeated
+):
+    scene.world.fresh = fresh
+    cells = (make_cell(name="p", **OF_FILE), make_cell(name="q", **OF_FILE))
+    got = scene.walk(make_plan(cells=cells, repetitions=2), files={"d": PROMPTS})
+    assert [int(requests[0].text) for requests in scene.world.requests] == starts
+    assert {run.metrics["prompts_repeated"].point for (_, cell), run in got.runs.items() if cell} == {repeated}
+
+
+def test_prompts_that_had_to_be_repeated_are_counted_and_remarked_on(scene):
+    scene.world.fresh = False
+    cells = tuple(make_cell(name=name, requests=14, **OF_FILE) for name in "pq")
+    got = scene.walk(make_plan(cells=cells), files={"d": PROMPTS})
+    assert [got.runs["r1-a", name].metrics["prompts_repeated"].point for name in "pq"] == [0, 5]
+    assert got.runs["r1-a", "p"].remarks == ()
+    assert "prompts repeated: 5 of 15" in got.runs["r1-a", "q"].remarks[0]
+    assert got.runs["r1-a", "q"].status == "valid"
+
+
+@pytest.mark.parametrize("quick_ack", [False, True])
+def test_a_plans_quick_acks_are_the_drivers_and_stand_in_its_results(scene, quick_ack):
+    got = scene.walk(msgspec.structs.replace(make_plan(), quick_ack=quick_ack))
+    assert scene.world.quick_ack is quick_ack
+    assert got.results.plan["quick_ack"] is quick_ack
 
 
 @pytest.mark.parametrize("where", ["prepare", "phases"])

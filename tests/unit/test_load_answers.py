@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgauge.load.answers import Answer, Asked, error_message, one_line, read_answer
+from kvgauge.load.answers import Answer, Asked, answer_text, error_message, one_line, read_answer
 from kvgauge.samples.records import Phases
 
 ASKED = Asked(
@@ -21,10 +21,10 @@ DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
 
 
-def read(*reads, status=200, content_type="text/event-stream", cut=None, detail=None, lag_ns=0):
+def answer_of(*reads, status=200, content_type="text/event-stream", cut=None, detail=None, lag_ns=0):
     """Each of `reads` is what one read brought; their stamps are 1000, 2000, ..."""
     ends = [len(b"".join(reads[: at + 1])) for at in range(len(reads))]
-    answer = Answer(
+    return Answer(
         status=status,
         content_type=content_type,
         body=b"".join(reads),
@@ -35,7 +35,10 @@ def read(*reads, status=200, content_type="text/event-stream", cut=None, detail=
         cut=cut,
         detail=detail,
     )
-    return read_answer(ASKED, answer)
+
+
+def read(*reads, **more):
+    return read_answer(ASKED, answer_of(*reads, **more))
 
 
 def test_content_is_stamped_with_the_read_that_made_its_event_whole():
@@ -173,6 +176,35 @@ def test_text_from_outside_fits_one_bounded_line():
     assert one_line("a\x1b[31m\nb\t c") == "a [31m b c"
     assert len(one_line("x" * 10_000)) == 300
     assert error_message(b'{"error":' * 50_000) != ""
+
+
+def delta(**said):
+    return b"data: " + json.dumps({"choices": [{"delta": said}]}).encode() + b"\n\n"
+
+
+def test_what_an_answer_said_is_put_together_and_thinking_aloud_is_left_out():
+    assert (
+        answer_text(answer_of(chunk("Hel"), chunk("lo"), chunk(" \u00e9"), USAGE, DONE, chunk("late")))
+        == "Hello \u00e9"
+    )
+    thought = (delta(role="assistant", content=""), delta(reasoning_content="hm"), delta(content="yes"), DONE)
+    assert answer_text(answer_of(*thought)) == "yes"
+    whole = b'{"choices":[{"message":{"content":"all of it"}}]}'
+    assert answer_text(answer_of(whole, content_type="application/json")) == "all of it"
+    assert answer_text(answer_of(b'{"choices":[{"text":"all"}]}', content_type="application/json")) == "all"
+    assert answer_text(answer_of(chunk("a"), b"data: {broken\n\n", DONE)) == "a"
+
+
+@given(st.lists(st.text(max_size=20), max_size=20))
+def test_the_text_is_that_of_all_chunks_in_their_order(texts):
+    assert answer_text(answer_of(*map(chunk, texts), USAGE, DONE)) == "".join(texts)
+
+
+def test_a_record_says_which_turn_of_which_session_it_is_and_when_its_first_byte_came():
+    asked = msgspec.structs.replace(ASKED, session=3, turn=2, fresh=True)
+    exchange = read_answer(asked, answer_of(USAGE, chunk("a"), DONE))
+    assert (exchange.session, exchange.turn, exchange.fresh) == (3, 2, True)
+    assert (exchange.first_byte_ns, exchange.arrivals_ns) == (1_000, (2_000,))
 
 
 GOOD = (

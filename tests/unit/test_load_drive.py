@@ -1,24 +1,27 @@
 import pytest
 
 from kvgauge.failures import LoadError
-from kvgauge.load.drive import Driver, _CellWork
+from kvgauge.load.cell_work import CellWork
+from kvgauge.load.drive import Driver
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
+from kvgauge.load.sessions import Sessions
 from kvgauge.load.site import site_of
 from kvgauge.load.work import Ended
-from kvgauge.plan.records import Cell
+from kvgauge.plan.records import Cell, Conversation
+from scene import make_cell
 
 CELL = Cell(name="c", load="closed", concurrency=4, requests=10, output_tokens=2, warmup_requests=0, prompt="Hello")
 URL = "http://127.0.0.1:1"
 
 
-def work_of(template, ticks=None):
+def work_of(template, ticks=None, bodies=None):
     exchanges = []
     tick = None if ticks is None else lambda: ticks.append(1)
-    work = _CellWork(
+    work = CellWork(
         site_of(URL),
         "/v1/completions",
-        Bodies(CELL, model="m", seed=1),
+        bodies or Bodies(CELL, model="m", seed=1),
         template,
         on_exchange=exchanges.append,
         tick=tick,
@@ -36,16 +39,16 @@ def template():
         yield driver._asked(CELL, "r")
 
 
-def ended(seq, ended_ns=0):
+def ended(seq, ended_ns=0, slot=0, cut="connect"):
     return Ended(
-        slot=0,
+        slot=slot,
         seq=seq,
         due_ns=0,
         begun_ns=5,
         sent_ns=None,
         ended_ns=ended_ns,
         incoming=None,
-        cut="connect",
+        cut=cut,
         detail="refused",
     )
 
@@ -90,7 +93,23 @@ def test_requests_are_built_ahead_when_idle_and_on_demand_otherwise(template):
     while work.idle(0, ready=False):
         pass
     assert len(work._built) == 8
-    assert [work.next_request()[0] for _ in range(10)] == list(range(10))
+    assert [work.next_request(0)[0] for _ in range(10)] == list(range(10))
+
+
+def test_in_conversations_an_answer_is_read_at_once_and_handed_over_when_it_is_quiet(template):
+    conversation = Conversation(turns=2)
+    cell = make_cell(prompt_kind="text", conversation=conversation, sessions=9)
+    work, exchanges = work_of(template, bodies=Sessions(cell, conversation, model="m", seed=1))
+    assert work.next_request(3)[0] == 0
+    assert work.skip() == 1
+    work.over(ended(1, cut="unsent"))
+    work.over(ended(0, slot=3))
+    assert exchanges == []
+    assert work.next_request(3)[0] == 2, "the first session failed: its slot takes the next but the one skipped"
+    work.over(ended(2, slot=3))
+    work.drain()
+    found = [(each.seq, each.session, each.turn, each.failure) for each in exchanges]
+    assert found == [(1, None, None, "unsent"), (0, 0, 1, "connect"), (2, 2, 1, "connect")]
 
 
 def test_timeouts_must_be_positive():

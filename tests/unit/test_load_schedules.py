@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kvgauge.load.schedules import bursts, constant, gamma, poisson, ramp, replay, schedule
-from kvgauge.plan.records import Burst, Ramp
+from kvgauge.load.schedules import bursts, constant, gamma, poisson, ramp, replay, schedule, steps
+from kvgauge.plan.records import Burst, Conversation, Ramp, Step, Steps
 from kvgauge.plan.trace import TraceRequest
 from scene import make_cell
 
@@ -31,6 +31,12 @@ SHAPES = (
     {"load": "ramp", "rate": None, "ramp": Ramp(from_rate=1, to_rate=50, over_s=7)},
     {"load": "ramp", "rate": None, "ramp": Ramp(from_rate=50, to_rate=3, over_s=7)},
     {"load": "burst", "rate": None, "burst": Burst(size=7, every_s=0.3)},
+    {"load": "steps", "rate": None, "steps": Steps(steps=(Step(rate=9, for_s=1), Step(rate=60, for_s=90)))},
+    {
+        "load": "steps",
+        "rate": None,
+        "steps": Steps(steps=(Step(rate=9, for_s=1), Step(rate=60, for_s=90)), arrivals="poisson"),
+    },
 )
 
 
@@ -115,3 +121,43 @@ def test_a_trace_is_replayed_at_its_times_or_faster():
 def test_a_closed_load_has_no_schedule():
     with pytest.raises(ValueError, match="no schedule"):
         schedule(make_cell(), seed=1)
+
+
+step_lists = st.lists(
+    st.builds(Step, rate=st.one_of(st.just(0.0), st.floats(0.1, 500)), for_s=st.floats(0.01, 20)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=100)
+@given(step_lists)
+def test_each_step_has_its_rate_and_nothing_is_due_after_the_last(shape):
+    times_ns = list(islice(steps(Steps(steps=tuple(shape)), Random(1)), 20_000))
+    assert times_ns == sorted(times_ns)
+    begun_s = 0.0
+    for step in shape:
+        end_s = begun_s + step.for_s
+        if len(times_ns) < 20_000:
+            inside = sum(begun_s * 1e9 <= time_ns < end_s * 1e9 - 1 for time_ns in times_ns)
+            assert abs(inside - step.rate * step.for_s) <= 1.001
+        begun_s = end_s
+    assert all(time_ns <= begun_s * 1e9 + 1 for time_ns in times_ns)
+
+
+def test_steps_at_random_have_their_rates_and_exponential_gaps_inside_each():
+    shape = Steps(steps=(Step(rate=5, for_s=400), Step(rate=0, for_s=50), Step(rate=50, for_s=40)), arrivals="poisson")
+    times_ns = list(steps(shape, Random(3)))
+    assert times_ns == list(steps(shape, Random(3)))
+    slow = [time_ns for time_ns in times_ns if time_ns < 400e9]
+    fast = [time_ns - 450 * 10**9 for time_ns in times_ns if time_ns >= 450e9]
+    assert len(slow) + len(fast) == len(times_ns), "a pause sends nothing"
+    assert len(slow) == pytest.approx(2000, abs=4 * 2000**0.5)
+    assert len(fast) == pytest.approx(2000, abs=4 * 2000**0.5)
+    assert stats.kstest(gaps_s(slow), "expon", args=(0, 1 / 5)).pvalue > 0.001
+    assert stats.kstest(gaps_s(fast), "expon", args=(0, 1 / 50)).pvalue > 0.001
+
+
+def test_with_conversations_the_clock_makes_sessions_due():
+    cell = open_cell(conversation=Conversation(turns=3), sessions=7, requests=21)
+    assert len(list(schedule(cell, seed=3))) == 7

@@ -93,6 +93,7 @@ def test_the_shape_is_the_documented_one():
         "server",
         "load_workers",
         "load_workers_why",
+        "remarks",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

@@ -16,6 +16,7 @@ from kvgauge.stats.offered import offered_metrics, offered_troubles
 from scene import make_cell
 
 OFFER = OpenOffer(
+    start_ns=0,
     slots=8,
     under_way_max=8,
     queued=30,

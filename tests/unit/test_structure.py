@@ -31,7 +31,7 @@ ORDER = (
 )
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
-        "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally",
+        "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",
         "scrape.changes", "switch",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip

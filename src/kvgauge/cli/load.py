@@ -30,6 +30,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--arrival-pattern", choices=("constant", "poisson", "gamma"), help="of a rate (poisson)")
     load.add_argument("--burstiness", "--arrival-smoothness", type=float, metavar="SHAPE",
                       help="gamma's shape: below 1 in clusters, above 1 more even")  # fmt: skip
+    load.add_argument("--rate-steps", type=_steps, default=(), metavar="R:S[,R:S...]",
+                      help="a rate for so many seconds, then the next, e.g. 1:30,5:30")  # fmt: skip
     load.add_argument("--trace", metavar="FILE", help="replay Mooncake's JSONL: timestamp, input_length, output_length")
     load.add_argument("--speed-up", type=float, metavar="X", help="divide a trace's time by this")
     load.add_argument("--request-count", "--num-prompts", type=_whole_numbers, default=(), metavar="N[,N...]",
@@ -52,14 +54,31 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                       help="objectives: ttft, tpot and e2el, e.g. ttft:200 tpot:50")  # fmt: skip
     load.add_argument("--repetitions", type=int, default=1, metavar="N", help="do it all N times (1)")
     load.add_argument("--random-seed", "--seed", type=int, default=1, metavar="N")
+    _add_conversations(parser.add_argument_group("conversations"))
     add_flags(parser)
     parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
     watching.add_flags(parser)
     workers.add_flags(parser)
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
+    parser.add_argument("--quick-ack", action="store_true", help="acknowledge every read at once (TCP_QUICKACK, Linux)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the cells; send nothing")
     parser.set_defaults(run=run)
+
+
+def _add_conversations(group: "argparse._ArgumentGroup") -> None:
+    """AIPerf's names, and those it had before."""
+    group.add_argument("--conversation-num", "--num-conversations", "--num-sessions", type=_whole_numbers, default=(),
+                       metavar="N[,N...]", help="instead of --request-count (10 a slot; 100 of a rate)")  # fmt: skip
+    group.add_argument("--conversation-turn-mean", "--session-turns-mean", type=float, metavar="N",
+                       help="requests of each (1); of a dataset the most (all)")  # fmt: skip
+    group.add_argument("--conversation-turn-stddev", "--session-turns-stddev", type=float, metavar="N", help="(0)")
+    group.add_argument("--conversation-turn-delay-mean", "--session-turn-delay-mean", type=float, metavar="MS",
+                       help="from the end of an answer to the next turn (0)")  # fmt: skip
+    group.add_argument("--conversation-turn-delay-stddev", "--session-turn-delay-stddev", type=float, metavar="MS",
+                       help="(0)")  # fmt: skip
+    group.add_argument("--conversation-history", choices=("answers", "recorded"),
+                       help="in later turns: the model's own, or the dataset's (answers)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,6 +117,14 @@ def run(args: argparse.Namespace) -> int:
         shared_prefix_tokens=args.shared_prefix,
         ignore_eos=not args.allow_eos,
         goodput=tuple(" ".join(args.goodput).split()),
+        steps=args.rate_steps,
+        sessions=args.conversation_num,
+        turns=args.conversation_turn_mean,
+        turns_stddev=args.conversation_turn_stddev,
+        delay_ms=args.conversation_turn_delay_mean,
+        delay_ms_stddev=args.conversation_turn_delay_stddev,
+        history=args.conversation_history,
+        quick_ack=args.quick_ack,
     )
     plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked
     plan = plan_of(
@@ -141,6 +168,16 @@ def _rates(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected requests per second, separated by commas, got {text!r}") from None
+
+
+def _steps(text: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return tuple((float(rate), float(for_s)) for rate, for_s in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected RATE:SECONDS, separated by commas, such as 1:30,5:30, got {text!r}"
+        ) from None
 
 
 def _until(text: str) -> tuple[str, str]:

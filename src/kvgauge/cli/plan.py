@@ -249,8 +249,9 @@ def _end(cell: "Cell") -> str:
     """What ends a cell: 50 requests; 60 s; ttft_ms_mean known within 2%, at most 60 s"""
     from kvgauge.plan.cells import REQUESTS_MAX
 
-    counted = cell.requests < REQUESTS_MAX or cell.duration_s is None
-    ends = [f"{cell.requests:,} requests"] if counted else []
+    count, what = (cell.requests, "requests") if cell.sessions is None else (cell.sessions, "sessions")
+    counted = count < REQUESTS_MAX or cell.duration_s is None
+    ends = [f"{count:,} {what}"] if counted else []
     ends += [f"{cell.duration_s:g} s"] if cell.duration_s is not None else []
     if cell.until is None:
         return " or ".join(ends)
@@ -261,9 +262,20 @@ def _asking(cell: "Cell") -> str:
     """What is unusual about the requests of a cell: , as text over chat, not streamed"""
     said = ", as text" if cell.prompt_kind == "text" and cell.prompt is None and cell.dataset is None else ""
     said += " over chat" if cell.api == "chat" else ""
+    said += _turns(cell)
     said += "" if cell.stream else ", not streamed"
     said += "" if cell.ignore_eos else ", the model may end its answer"
     return said + (f", with {', '.join(cell.extra_body)}" if cell.extra_body else "")
+
+
+def _turns(cell: "Cell") -> str:
+    """, in 3 turns, 1000 ms apart"""
+    from kvgauge.plan.conversation import turns_mean
+
+    if cell.conversation is None:
+        return ""
+    apart = f", {cell.conversation.delay_ms:g} ms apart" if cell.conversation.delay_ms else ""
+    return f", in {turns_mean(cell):.3g} turns{apart}"
 
 
 def _prompt(cell: "Cell") -> str:

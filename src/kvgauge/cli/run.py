@@ -46,18 +46,25 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="start prefill's or decode's workers in this existing network namespace: two hosts on one machine",
     )
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
+    parser.add_argument("--quick-ack", action="store_true", help="acknowledge every read at once (TCP_QUICKACK, Linux)")
     parser.add_argument("--transfer-timeout", type=float, default=60.0, metavar="S", help="of one KV transfer (60)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """raises UsageError, PlanError, SamplesError"""
+    from msgspec.structs import replace
+
     from kvgauge.failures import UsageError
     from kvgauge.plan import load_plan
 
     if args.resume is not None and (args.out or args.dry_run):
         raise UsageError("--resume goes on in its own folder with its own plan: leave --out and --dry-run away")
+    if args.resume is not None and args.quick_ack:
+        raise UsageError("--resume keeps the plan's own quick_ack: leave --quick-ack away")
     saved, plan = _saved(args) if args.resume is not None else (None, load_plan(args.plan, args.quick, args.test))
+    if args.quick_ack:
+        plan = replace(plan, quick_ack=True)
     _check_cold_starts(plan, args)
     if args.dry_run:
         from rich.console import Console

@@ -44,7 +44,8 @@ def cell_troubles(cell: Cell, measured: Sequence[Exchange], requests: tuple[File
 
 def _lengths(cell: Cell, measured: Sequence[Exchange], requests: tuple[FileRequest, ...]) -> list[str]:
     """Answers and prompts that the server counted otherwise than they were asked for: another work was measured."""
-    counted = [(e, *asked(cell, requests, e.seq)) for e in measured if e.failure is None and e.tokens_source == "usage"]
+    answered = [e for e in measured if e.failure is None and e.tokens_source == "usage"]
+    counted = [(e, *_asked(cell, requests, e)) for e in answered]
     short = [(e.tokens_out, answer) for e, _, answer in counted if _unlike(cell, e.tokens_out, answer)]
     other = [
         (e.tokens_in, prompt)
@@ -63,6 +64,12 @@ def _lengths(cell: Cell, measured: Sequence[Exchange], requests: tuple[FileReque
             f"(the first: {other[0][0]}){_why_other(cell)}"
         )
     return troubles
+
+
+def _asked(cell: Cell, requests: tuple[FileRequest, ...], exchange: Exchange) -> tuple[int | None, int]:
+    """What later turns have before them is the server's to count."""
+    prompt, answer = asked(cell, requests, exchange.seq if exchange.session is None else exchange.session)
+    return (prompt if exchange.turn in (None, 1) else None), answer
 
 
 def _unlike(cell: Cell, given: int, wanted: int) -> bool:

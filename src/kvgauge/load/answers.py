@@ -37,6 +37,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     clock: Clock
     tls: Literal["verified", "unverified"] | None = None
+    fresh: bool = False
+    session: int | None = None
+    turn: int | None = None
     due_ns: int
     sent_ns: int
 
@@ -167,10 +170,7 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
     """The record of one request. Never raises, whatever the body holds."""
     reading = _Reading()
     if answer.status == 200 and answer.body:
-        streamed = answer.content_type.startswith("text/event-stream") or (
-            "json" not in answer.content_type and not answer.body.lstrip().startswith(b"{")
-        )
-        (_read_events if streamed else _read_whole)(answer, reading)
+        (_read_events if _is_streamed(answer) else _read_whole)(answer, reading)
     failure, detail = _judge(answer, reading)
     usage, stamps = reading.usage, _stamps(answer, reading.reads)
     counted = usage is not None and usage.completion_tokens is not None
@@ -201,6 +201,40 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
         lag_ns_max=stamps.lag_ns_max,
         lag_ns_mean=stamps.lag_ns_mean,
         tls=asked.tls,
+        fresh=asked.fresh,
+        first_byte_ns=answer.stamps_ns[0] if answer.stamps_ns else None,
+        session=asked.session,
+        turn=asked.turn,
+    )
+
+
+def answer_text(answer: Answer) -> str:
+    """What a whole answer said, without what the model thought aloud: chat histories leave that out."""
+    if not _is_streamed(answer):
+        return _text_of(answer.body)
+    texts = []
+    for event in EventSplitter().feed(answer.body):
+        if event.data == b"[DONE]":
+            break
+        texts.append(_text_of(event.data))
+    return "".join(texts)
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        chunk = _chunk(data)
+    except UNREADABLE:
+        return ""
+    if not chunk.choices:
+        return ""
+    choice = chunk.choices[0]
+    said = choice.delta or choice.message
+    return choice.text or (said.content if said is not None else None) or ""
+
+
+def _is_streamed(answer: Answer) -> bool:
+    return answer.content_type.startswith("text/event-stream") or (
+        "json" not in answer.content_type and not answer.body.lstrip().startswith(b"{")
     )
 
 

@@ -27,8 +27,11 @@ class Arrivals(Protocol):
     def ended(self, slot: int, at_ns: int) -> list[Due]:
         """What the end of this slot's request, at `at_ns`, makes due."""
 
-    def stop(self, now_ns: int) -> None:
-        """Make nothing due after `now_ns`. The loop withdraws what was given and is due later."""
+    def stop(self, now_ns: int) -> list[Due]:
+        """Make nothing due after `now_ns`. The loop withdraws what was given and is due later.
+
+        returns  what is due in the place of something withdrawn
+        """
 
     def overflow(self, now_ns: int) -> list[int]:
         """Due times of requests that wait for a slot and are given up, because too many do."""
@@ -59,8 +62,9 @@ class Closed:
     def ended(self, slot: int, at_ns: int) -> list[Due]:
         return self._within(self._rounds.ended(slot, at_ns))
 
-    def stop(self, now_ns: int) -> None:
+    def stop(self, now_ns: int) -> list[Due]:
         self._end_ns = now_ns if self._end_ns is None else min(self._end_ns, now_ns)
+        return []
 
     def overflow(self, now_ns: int) -> list[int]:  # noqa: ARG002  (nothing waits: a slot is free when it asks)
         return []
@@ -125,6 +129,67 @@ class Waves:
         self._under_way = min(self._slots, self._left)
         self._left -= self._under_way
         return [Due(due_ns, slot) for slot in range(self._under_way)]
+
+
+class Turns(Protocol):
+    """What `InSessions` asks of the sessions in slots."""
+
+    def delay_ns(self, slot: int) -> int | None:
+        """From the end of this slot's turn to the next; None: its session is over."""
+
+    def cut(self, slot: int) -> None:
+        """This slot's session has no other turn."""
+
+
+class InSessions:
+    """Arrivals of sessions: `starts` says when one begins in a slot, the end of a turn when the next is due.
+
+    end_ns  no turn is due from then on; None: no such end
+    holds   a session that waits for a turn after that keeps its slot to the end: in a closed load another one would
+            begin in its place, for its first turn only
+    """
+
+    def __init__(self, starts: Arrivals, turns: Turns, *, end_ns: int | None = None, holds: bool = True) -> None:
+        self._starts, self._turns, self._end_ns, self._holds = starts, turns, end_ns, holds
+        self._going: set[int] = set()  # slots with a session
+        self._waiting: dict[int, int] = {}  # slot -> when its next turn is due
+
+    def first(self) -> list[Due]:
+        return self._starts.first()
+
+    def begun(self, slot: int, now_ns: int) -> list[Due]:
+        self._waiting.pop(slot, None)
+        if slot in self._going:
+            return []
+        self._going.add(slot)
+        return self._starts.begun(slot, now_ns)
+
+    def ended(self, slot: int, at_ns: int) -> list[Due]:
+        delay_ns = self._turns.delay_ns(slot)
+        if delay_ns is None:
+            return self._free(slot, at_ns)
+        due_ns = at_ns + delay_ns
+        if self._end_ns is not None and due_ns >= self._end_ns:
+            self._turns.cut(slot)
+            return [] if self._holds else self._free(slot, at_ns)
+        self._waiting[slot] = due_ns
+        return [Due(due_ns, slot)]
+
+    def stop(self, now_ns: int) -> list[Due]:
+        self._end_ns = now_ns if self._end_ns is None else min(self._end_ns, now_ns)
+        freed = self._starts.stop(now_ns)
+        for slot in [slot for slot, due_ns in self._waiting.items() if due_ns > now_ns]:
+            self._turns.cut(slot)
+            del self._waiting[slot]
+            freed += self._free(slot, now_ns)
+        return freed
+
+    def overflow(self, now_ns: int) -> list[int]:
+        return self._starts.overflow(now_ns)
+
+    def _free(self, slot: int, at_ns: int) -> list[Due]:
+        self._going.discard(slot)
+        return self._starts.ended(slot, at_ns)
 
 
 def arrivals_of(

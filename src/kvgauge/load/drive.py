@@ -10,7 +10,6 @@ comes through, after the requests under way were dropped.
 import gc
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -21,8 +20,9 @@ from typing import Self
 import msgspec
 
 from kvgauge.failures import LoadError
-from kvgauge.load.answers import Asked, read_answer
-from kvgauge.load.arrivals import Arrivals, Closed, Waves, arrivals_of
+from kvgauge.load.answers import Asked
+from kvgauge.load.arrivals import Arrivals, Closed, InSessions, Waves, arrivals_of
+from kvgauge.load.cell_work import CellWork
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
@@ -30,21 +30,19 @@ from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
-from kvgauge.load.receive import OpenReceiver, open_receiver
+from kvgauge.load.receive import OpenReceiver, acknowledging, open_receiver
 from kvgauge.load.schedules import schedule
-from kvgauge.load.shares import ALL, WHOLE, Part, Share
-from kvgauge.load.site import Site, site_of
-from kvgauge.load.stream import Incoming
-from kvgauge.load.tally import CellLoad, Tally
+from kvgauge.load.sessions import Sessions
+from kvgauge.load.shares import WHOLE, Part, Share
+from kvgauge.load.site import Site, context_tokens, site_of
+from kvgauge.load.tally import CellLoad
 from kvgauge.load.tls import Tls
-from kvgauge.load.work import Begin, Ended, Limits, Pace
+from kvgauge.load.work import Begin, Limits, Pace
+from kvgauge.plan.open import starts
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
 
-MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
-TICK_NS = 100_000_000
-OVERDUE_NS = 900_000_000  # ticks and answers that waited this long for an idle moment are not put off again
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
 CONNECT_S, STALL_S = 5.0, 30.0
@@ -64,6 +62,7 @@ class Driver:
                          is of that one
     host                 name of this host, for the records
     headers              what else stands in the head of each request
+    quick_ack            have the kernel acknowledge every read at once (Linux)
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
@@ -87,6 +86,7 @@ class Driver:
         connect_timeout_s: float = CONNECT_S,
         stagger_s: float | None = None,
         headers: Headers = NO_HEADERS,
+        quick_ack: bool = False,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
@@ -99,6 +99,8 @@ class Driver:
         self._clock: Clock = "monotonic"
         self._token_ids = token_ids
         self._texts = TextLengths(self._site, model)
+        self._context_asked = False
+        self._context_tokens: int | None = None
         self._stagger_s = stagger_s
         self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
         first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
@@ -108,6 +110,8 @@ class Driver:
             stall_ns=int(min(stall_timeout_s, request_timeout_s) * 1e9),
             request_ns=int(request_timeout_s * 1e9),
         )
+        if quick_ack:
+            open_receiver = acknowledging(open_receiver)
         self._loop = Loop(self._site, limits=limits, clock_ns=clock_ns, open_receiver=open_receiver)
 
     def __enter__(self) -> Self:
@@ -148,19 +152,14 @@ class Driver:
         account      gets each exchange too, with whether it was sent, and on a connection made for it
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
-        bodies = Bodies(
-            cell,
-            model=self._model,
-            seed=seed,
-            token_ids=self._token_ids,
-            requests=requests,
-            added=self._texts.added(cell),
-        )
+        if cell.conversation is not None and share != WHOLE:
+            raise LoadError(f"cell {cell.name}: conversations are offered by one load worker")
+        bodies = self._bodies(cell, seed, requests)
         part = share.part(cell)
         slots = self._slots(cell, share)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
         template = self._asked(cell, run_id)
-        work = _CellWork(
+        work = CellWork(
             self._site,
             PATHS[cell.api],
             bodies,
@@ -180,12 +179,12 @@ class Driver:
             self._loop.connect(slots, ahead=ahead)
             finished = True
             if cell.warmup_requests:
-                finished = self._warm_up(cell, work, slots, part)
+                finished = self._warm_up(cell, work, slots, part, bodies)
             typical_ns = self._typical_ns(cell, work)
             stagger_ns = stagger_of(cell, typical_ns, self._stagger_s)
             cpu_ns = time.process_time_ns()
             if finished and cell.requests:
-                work.begin(requests=part.count(cell.requests), warmup=False, part=part)
+                work.begin(requests=part.count(starts(cell)), warmup=False, part=part)
                 work.enough = enough
                 if pace is None:
                     begin: Begin | None = Begin(self._clock_ns() + LEAD_NS, stagger_ns)
@@ -205,12 +204,13 @@ class Driver:
                         end_ns=None if duration_ns is None else begin.start_ns + duration_ns,
                         drain_ns=drain_ns_of(duration_ns),
                     )
-                    finished = self._loop.offer(open_load, work, spare=OPEN_SPARE)
+                    finished = self._loop.offer(self._turning(open_load, bodies, cell, begin), work, spare=OPEN_SPARE)
                 elif cell.load == "wave" and pace is not None:
                     finished = self._waves(cell, work, begin.start_ns, share, pace)
                 else:
                     stagger_ns = begin.stagger_ns
-                    finished = self._loop.offer(self._closed(cell, slots, begin, part, share), work)
+                    rounds = self._closed(cell, slots, begin, part, share)
+                    finished = self._loop.offer(self._turning(rounds, bodies, cell, begin), work)
                 work.drain()
             cpu_ns = time.process_time_ns() - cpu_ns
             if work.tally.e2e_ns:
@@ -219,7 +219,38 @@ class Driver:
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
         offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
-        return msgspec.structs.replace(load, open=offer, enough=enough(), clock_steps=self._offset.steps - steps)
+        return msgspec.structs.replace(
+            load,
+            open=offer,
+            enough=enough(),
+            clock_steps=self._offset.steps - steps,
+            sessions=bodies.end() if isinstance(bodies, Sessions) else None,
+        )
+
+    def _bodies(self, cell: Cell, seed: int, requests: tuple[FileRequest, ...]) -> Bodies | Sessions:
+        added = self._texts.added(cell)
+        if cell.conversation is None:
+            return Bodies(cell, model=self._model, seed=seed, token_ids=self._token_ids, requests=requests, added=added)
+        if not self._context_asked:
+            self._context_asked, self._context_tokens = True, context_tokens(self._site, self._model)
+        return Sessions(
+            cell,
+            cell.conversation,
+            model=self._model,
+            seed=seed,
+            requests=requests,
+            added=added,
+            context_tokens=self._context_tokens,
+        )
+
+    @staticmethod
+    def _turning(arrivals: Arrivals, bodies: Bodies | Sessions, cell: Cell, begin: Begin) -> Arrivals:
+        """Arrivals of sessions, where there are any: their later turns are due by their ends."""
+        if not isinstance(bodies, Sessions):
+            return arrivals
+        duration_ns = _duration_ns(cell)
+        end_ns = None if duration_ns is None else begin.start_ns + duration_ns
+        return InSessions(arrivals, bodies, end_ns=end_ns, holds=not cell.is_open)
 
     def _slots(self, cell: Cell, share: Share) -> int:
         """How many requests may be under way. raises LoadError when no file descriptor is left for an open load"""
@@ -232,14 +263,17 @@ class Driver:
             raise LoadError(f"no file descriptor is left for connections (limit {most}); raise it with ulimit -n")
         return min(share.slots(cell.concurrency), left)
 
-    def _warm_up(self, cell: Cell, work: "_CellWork", slots: int, part: Part) -> bool:
+    def _warm_up(self, cell: Cell, work: CellWork, slots: int, part: Part, bodies: Bodies | Sessions) -> bool:
         """A closed cell warms up in its own shape, an open one with few at a time."""
         requests = part.count(cell.warmup_requests)
         work.begin(requests=requests, warmup=True, part=part)
         start_ns = self._clock_ns() + LEAD_NS
         slots = min(slots, OPEN_WARMUP_SLOTS) if cell.is_open else slots
         load = "closed" if cell.is_open else cell.load
-        finished = self._loop.offer(arrivals_of(load, slots=slots, requests=requests, start_ns=start_ns), work)
+        arrivals: Arrivals = arrivals_of(load, slots=slots, requests=requests, start_ns=start_ns)
+        if isinstance(bodies, Sessions):
+            arrivals = InSessions(arrivals, bodies)
+        finished = self._loop.offer(arrivals, work)
         work.drain()
         return finished
 
@@ -247,14 +281,14 @@ class Driver:
         return arrivals_of(
             cell.load,
             slots=slots,
-            requests=part.count(cell.requests),
+            requests=part.count(starts(cell)),
             start_ns=begin.start_ns,
             stagger_ns=begin.stagger_ns,
             duration_ns=_duration_ns(cell),
             among=(cell.concurrency, share.slot),
         )
 
-    def _waves(self, cell: Cell, work: "_CellWork", start_ns: int, share: Share, pace: Pace) -> bool:
+    def _waves(self, cell: Cell, work: CellWork, start_ns: int, share: Share, pace: Pace) -> bool:
         """Our part of each wave, the next one when everybody's is over."""
         due_ns: int | None = start_ns
         duration_ns = _duration_ns(cell)
@@ -268,7 +302,7 @@ class Driver:
             due_ns = pace.wave(wave.last_end_ns if ours else 0)
         return not work.stop()
 
-    def _typical_ns(self, cell: Cell, work: "_CellWork") -> int | None:
+    def _typical_ns(self, cell: Cell, work: CellWork) -> int | None:
         known = work.tally.warmup_e2e_ns or self._latencies_ns.get(_shape(cell), [])
         return statistics.median_low(known) if known else None
 
@@ -295,7 +329,7 @@ def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> i
         return 0
     if stagger_s is not None:
         return int(stagger_s * 1e9)
-    rounds = cell.requests / cell.concurrency
+    rounds = starts(cell) / cell.concurrency
     if typical_ns is None or rounds <= 1:
         return 0
     return int(min(STAGGER_NS_MAX, typical_ns) * (1 - 1 / rounds))
@@ -307,132 +341,14 @@ def _duration_ns(cell: Cell) -> int | None:
 
 def _shape(cell: Cell) -> tuple[object, ...]:
     """Cells whose requests take about as long, but for how many there are at a time."""
-    return cell.prompt, cell.input_tokens, cell.output_tokens, cell.dataset and cell.dataset.path, cell.stream
-
-
-class _CellWork:
-    """What the loop asks for and gives while one cell is offered."""
-
-    def __init__(
-        self,
-        site: Site,
-        api_path: str,
-        bodies: Bodies,
-        template: Asked,
-        *,
-        on_exchange: Callable[[Exchange], None],
-        tick: Callable[[], None] | None,
-        stop: Callable[[], bool],
-        slots: int,
-        offset: RealtimeOffset,
-        share: Share = WHOLE,
-        warmups: int = 0,
-    ) -> None:
-        self._offset = offset
-        self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
-        self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
-        self.enough: Callable[[], bool] = lambda: False
-        self._slots = slots
-        self._warmup = False
-        self._share = share
-        self._part, self._warmups = ALL, warmups
-        self._built_to = self._end = self._first_seq = 0  # the first two count what is ours of this load
-        self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
-        self._unread: deque[Ended] = deque()  # answers nobody has looked at
-        self._unread_new = 0  # of those, since the last idle()
-        self._tick_ns = self._measured_ns = 0
-        self.tally = Tally()
-        self.account: Callable[[Exchange, bool, bool], None] | None = None
-
-    def begin(self, *, requests: int, warmup: bool, part: Part = ALL) -> None:
-        """Expect this many requests. Their numbers are those of our part, after the cell's warm-up where there was."""
-        self._warmup, self._part = warmup, part
-        self._built.clear()
-        self._built_to, self._end = 0, requests
-        self._first_seq = 0 if warmup else self._warmups
-        while len(self._built) < self._slots and self._build():
-            pass
-
-    def next_request(self) -> tuple[int, bytes]:
-        if not self._built:
-            self._build()
-        return self._built.popleft()
-
-    def skip(self) -> int:
-        if self._built:
-            return self._built.popleft()[0]
-        return self._next()
-
-    def over(self, ended: Ended) -> None:
-        self._unread.append(ended)
-        self._unread_new += 1
-
-    def idle(self, now_ns: int, *, ready: bool) -> bool:
-        if now_ns - self._measured_ns >= MEASURE_NS:
-            self._measured_ns = now_ns
-            self._offset.measure()
-        if ready:
-            self._catch_up(now_ns)
-        elif self._tick is not None and now_ns - self._tick_ns >= TICK_NS:
-            self._tick_ns = now_ns
-            self._tick()
-        elif self._unread:
-            self._read_one()
-        else:
-            return len(self._built) < 2 * self._slots and self._build()
-        return True
-
-    def drain(self) -> None:
-        """Read all that is left: nothing is under way any more."""
-        while self._unread:
-            self._read_one()
-        if self._tick is not None:
-            self._tick()
-
-    def _catch_up(self, now_ns: int) -> None:
-        """Sockets do not rest: read one answer, which delays the next read by no more than it takes; as many as have
-        ended since, once the oldest has waited too long."""
-        if self._unread:
-            overdue = now_ns - self._unread[0].ended_ns > OVERDUE_NS
-            for _ in range(min(max(1, self._unread_new if overdue else 1), len(self._unread))):
-                self._read_one()
-        self._unread_new = 0
-        if self._tick is not None and now_ns - self._tick_ns > OVERDUE_NS:
-            self._tick_ns = now_ns
-            self._tick()
-
-    def _build(self) -> bool:
-        if self._built_to >= self._end:
-            return False
-        seq = self._next()
-        self._built.append((seq, self._site.request("POST", self._api_path, self._bodies.body(seq))))
-        return True
-
-    def _next(self) -> int:
-        self._built_to += 1
-        return self._first_seq + self._part.number(self._built_to - 1)
-
-    def _read_one(self) -> None:
-        ended = self._unread.popleft()
-        sent_ns = ended.sent_ns if ended.sent_ns is not None else ended.begun_ns
-        asked = msgspec.structs.replace(
-            self._template,
-            seq=ended.seq,
-            warmup=self._warmup,
-            slot=self._share.slot(ended.slot),
-            due_ns=ended.due_ns,
-            sent_ns=sent_ns,
-        )
-        incoming = ended.incoming if ended.incoming is not None else Incoming()
-        self._offset.measure()
-        answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
-        answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
-        incoming.finish(incoming.end)
-        exchange = read_answer(asked, answer)
-        self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
-        if self.account is not None:
-            self.account(exchange, ended.sent_ns is not None, ended.fresh)
-        self._on_exchange(exchange)
+    return (
+        cell.prompt,
+        cell.input_tokens,
+        cell.output_tokens,
+        cell.dataset and cell.dataset.path,
+        cell.stream,
+        cell.conversation,
+    )
 
 
 @contextmanager

@@ -38,6 +38,8 @@ def how_many(cell: Cell, wanted: Wanted, cores: Cores, *, too_few: int = 0) -> H
     too_few  so many were the bottleneck of this cell in an earlier run; 0: not known
     """
     most = workers_max(cell)
+    if cell.conversation is not None:
+        return HowMany(workers=1, why="conversations are offered by one worker")
     if wanted != "auto":
         if wanted > most:
             return HowMany(workers=most, why=f"{wanted} asked for; a worker needs a slot, and there are {most}")

@@ -163,8 +163,8 @@ class Loop:
 
     def _nothing_after(self, now_ns: int) -> None:
         assert self._arrivals is not None
-        self._arrivals.stop(now_ns)
-        self._due = [due for due in self._due if due.due_ns <= now_ns]
+        instead = self._arrivals.stop(now_ns)
+        self._due = [due for due in self._due if due.due_ns <= now_ns] + instead
         heapq.heapify(self._due)
 
     def _give_up_waiting(self, now_ns: int) -> None:
@@ -188,7 +188,7 @@ class Loop:
         assert self._work is not None
         assert self._arrivals is not None
         assert slot.request is None, "a slot sends one request at a time"
-        slot.seq, slot.request = self._work.next_request()
+        slot.seq, slot.request = self._work.next_request(slot.index)
         slot.due_ns, slot.begun_ns = due_ns, self._clock_ns()
         slot.fresh, slot.detail = False, None
         self._busy += 1

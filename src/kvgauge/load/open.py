@@ -46,7 +46,7 @@ class OpenLoad:
     ) -> None:
         self._drain_ns = drain_ns
         self._give_up_ns = None if end_ns is None else end_ns + drain_ns
-        self._times_ns, self._start_ns, self._waiting_max = times_ns, start_ns, -(-waiting_max // sharers)
+        self._times_ns, self.start_ns, self._waiting_max = times_ns, start_ns, -(-waiting_max // sharers)
         self._slots = slots
         self._free = list(range(slots))  # a heap
         self._freed_ns = deque([start_ns] * slots)  # since when slots are free, whichever they are; as many as are
@@ -79,7 +79,7 @@ class OpenLoad:
         self._freed_ns.append(at_ns)
         return self._reserve()
 
-    def stop(self, now_ns: int) -> None:
+    def stop(self, now_ns: int) -> list[Due]:
         """Nothing that is due after `now_ns` is sent any more, the reserved request neither."""
         self._last_ns = now_ns
         give_up_ns = now_ns + self._drain_ns
@@ -89,24 +89,23 @@ class OpenLoad:
             self._reserved = None
             heapq.heappush(self._free, due.slot)
             self._freed_ns.appendleft(self._free_since_ns)
+        return []
 
     def overflow(self, now_ns: int) -> list[int]:
         """The due times of all that waits, when that is more than may, or too long after the end; then nothing else
         becomes due."""
         if self._give_up_ns is not None and now_ns >= self._give_up_ns:
             last_ns = now_ns if self._last_ns is None else self._last_ns
-            self._read.extend(takewhile(lambda due_ns: self._start_ns + due_ns <= last_ns, self._times_ns))
-            return self._give_up(
-                [self._start_ns + due_ns for due_ns in self._read if self._start_ns + due_ns <= last_ns]
-            )
+            self._read.extend(takewhile(lambda due_ns: self.start_ns + due_ns <= last_ns, self._times_ns))
+            return self._give_up([self.start_ns + due_ns for due_ns in self._read if self.start_ns + due_ns <= last_ns])
         while len(self._read) <= self._waiting_max:
             due_ns = next(self._times_ns, None)
             if due_ns is None:
                 return []
             self._read.append(due_ns)
-            if self._start_ns + due_ns > now_ns:
+            if self.start_ns + due_ns > now_ns:
                 return []
-        lost = [self._start_ns + due_ns for due_ns in self._read if self._start_ns + due_ns <= now_ns]
+        lost = [self.start_ns + due_ns for due_ns in self._read if self.start_ns + due_ns <= now_ns]
         if len(lost) <= self._waiting_max:
             return []
         return self._give_up(lost)
@@ -124,7 +123,7 @@ class OpenLoad:
         offset_ns = self._read.popleft() if self._read else next(self._times_ns, None)
         if offset_ns is None:
             return []
-        due_ns = self._start_ns + offset_ns
+        due_ns = self.start_ns + offset_ns
         if self._last_ns is not None and due_ns > self._last_ns:
             self._read.clear()
             self._times_ns = iter(())

@@ -40,6 +40,7 @@ class Setup(Order, frozen=True, kw_only=True, tag=True):
     secret: tuple[tuple[str, str], ...]
     timeouts_s: dict[str, float | None]
     token_ids: tuple[int, int]
+    quick_ack: bool = False
 
 
 class Offer(Order, frozen=True, kw_only=True, tag=True):

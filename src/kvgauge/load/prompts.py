@@ -121,16 +121,20 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream_options: _StreamOptions | None = None
 
 
-def body_of(cell: Cell, *, model: str, prompt: str | list[int], max_tokens: int) -> bytes:
+def body_of(cell: Cell, *, model: str, prompt: str | list[int] | list[tuple[str, str]], max_tokens: int) -> bytes:
     """The JSON body of one request of a cell: greedy, usage asked for, to the last token unless it says otherwise.
 
-    prompt  over chat it is the user's one message
+    prompt  over chat it is the user's one message, or all messages: (role, content) each
     """
+    messages: tuple[_Message, ...] | None = None
+    if cell.api == "chat":
+        said = [("user", str(prompt))] if isinstance(prompt, str) else prompt
+        messages = tuple(_Message(role, content) for role, content in said)  # type: ignore[misc]
     body = _encode(
         _Body(
             model=model,
-            prompt=prompt if cell.api == "completions" else None,
-            messages=(_Message("user", str(prompt)),) if cell.api == "chat" else None,
+            prompt=prompt if cell.api == "completions" else None,  # type: ignore[arg-type]
+            messages=messages,
             max_tokens=max_tokens,
             temperature=0,
             ignore_eos=cell.ignore_eos,

@@ -1,10 +1,12 @@
 """The socket seam: where bytes come from, with the moment they were read and the kernel's stamp of their arrival."""
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from kvgauge.failures import LoadError
 from kvgauge.load.offset import NO_STAMP, STAMP_BYTES
 
 READ_BYTES = 65_536
@@ -63,6 +65,34 @@ class StampedReceiver:
     def recv(self) -> tuple[bytes, int, bytes]:
         data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
         return data, self._clock_ns(), ancillary[0][2] if ancillary else NO_STAMP
+
+
+class QuickAckReceiver:
+    """Another receiver's reads, each acknowledged at once: a sender that holds small writes back until what it sent
+    before is acknowledged (Nagle's algorithm) then goes on. The option does not last, so it is set after every read.
+    """
+
+    __slots__ = ("_recv", "_setsockopt", "stamped")
+
+    def __init__(self, sock: socket.socket, receiver: Receiver) -> None:
+        self._recv, self._setsockopt = receiver.recv, sock.setsockopt
+        self.stamped = receiver.stamped
+
+    def recv(self) -> tuple[bytes, int, bytes]:
+        got = self._recv()
+        with contextlib.suppress(OSError):  # the connection has just broken: the next read says so
+            self._setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return got
+
+
+def acknowledging(inner: OpenReceiver) -> OpenReceiver:
+    """Receivers as `inner` makes them, with every read acknowledged at once.
+
+    raises  LoadError where there is no TCP_QUICKACK
+    """
+    if not hasattr(socket, "TCP_QUICKACK"):
+        raise LoadError("quick acknowledgements need TCP_QUICKACK, which only Linux has: leave quick_ack away")
+    return lambda sock, clock_ns: QuickAckReceiver(sock, inner(sock, clock_ns))
 
 
 def open_receiver(sock: socket.socket, clock_ns: Callable[[], int]) -> Receiver:

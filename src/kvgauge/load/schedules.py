@@ -10,20 +10,22 @@ from itertools import count, islice, takewhile
 from math import log, sqrt
 from random import Random
 
-from kvgauge.plan.records import Burst, Cell, Ramp
+from kvgauge.plan.open import starts
+from kvgauge.plan.records import Burst, Cell, Ramp, Steps
 from kvgauge.plan.trace import TraceRequest
 
 NS = 1_000_000_000
 
 
 def schedule(cell: Cell, *, seed: int, trace: Sequence[TraceRequest] = ()) -> Iterator[int]:
-    """The due times of an open cell, never falling; as many as it has requests, none at or beyond its duration.
+    """The due times of an open cell, never falling; as many as it has requests (with conversations: sessions), none
+    at or beyond its duration.
 
     seed   of the run: the same seed and cell name give the same times
     trace  the requests of the trace it replays
     raises ValueError for a load that is not open
     """
-    times = islice(_endless(cell, _random(seed, cell.name), trace), cell.requests)
+    times = islice(_endless(cell, _random(seed, cell.name), trace), starts(cell))
     if cell.duration_s is None:
         return times
     end_ns = round(cell.duration_s * NS)
@@ -45,6 +47,8 @@ def _endless(cell: Cell, random: Random, trace: Sequence[TraceRequest]) -> Itera
         return ramp(cell.ramp)
     if cell.burst is not None:
         return bursts(cell.burst)
+    if cell.steps is not None:
+        return steps(cell.steps, random)
     if cell.trace is not None:
         return replay(trace, cell.speed_up)
     raise ValueError(f"cell {cell.name}: load {cell.load} has no schedule of its own")
@@ -90,6 +94,26 @@ def ramp(shape: Ramp) -> Iterator[int]:
 def bursts(shape: Burst) -> Iterator[int]:
     """`size` at once, from 0 on, then again every `every_s`."""
     return (round(number // shape.size * shape.every_s * NS) for number in count())
+
+
+def steps(shape: Steps, random: Random) -> Iterator[int]:
+    """Request k is due when the integral of the rates reaches k, from 0 on; at random, when it reaches the k-th moment
+    of independent exponential gaps with mean 1. Ends with the last step."""
+    wanted = _at_random(random) if shape.arrivals == "poisson" else map(float, count())
+    reached, begun_s, held = next(wanted), 0.0, 0.0
+    for step in shape.steps:
+        in_step = step.rate * step.for_s
+        while step.rate and reached - held < in_step:
+            yield round((begun_s + max(0.0, reached - held) / step.rate) * NS)
+            reached = next(wanted)
+        begun_s, held = begun_s + step.for_s, held + in_step
+
+
+def _at_random(random: Random) -> Iterator[float]:
+    moment = 0.0
+    while True:
+        moment -= log(1.0 - random.random())
+        yield moment
 
 
 def replay(trace: Sequence[TraceRequest], speed_up: float) -> Iterator[int]:

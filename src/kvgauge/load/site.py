@@ -135,6 +135,7 @@ def wait_ready(url: str, timeout_s: float, *, tls: Tls | None = None, headers: H
 
 class _Model(msgspec.Struct):
     id: str
+    max_model_len: int | None = None  # vLLM and SGLang say it
 
 
 class _Models(msgspec.Struct):
@@ -161,6 +162,16 @@ def models(url: str, *, tls: Tls | None = None, headers: Headers = NO_HEADERS) -
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except UNREADABLE as error:
         raise LoadError(f"{url}/v1/models is not a list of models ({error}); name the model yourself") from None
+
+
+def context_tokens(site: Site, model: str) -> int | None:
+    """Most that a prompt and its answer may have together, where the server says it; else None."""
+    try:
+        status, body = ask(site, "/v1/models")
+        listed = msgspec.json.decode(body, type=_Models).data if status == 200 else []
+    except (OSError, LoadError, *UNREADABLE):
+        return None
+    return next((each.max_model_len for each in listed if each.id == model), None)
 
 
 def _answer_of(sock: socket.socket, deadline: float) -> tuple[int, bytes]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kvgauge.load.open import OpenLoad
+from kvgauge.load.sessions import SessionCounts
 from kvgauge.samples.records import Clock, Exchange
 
 
@@ -14,6 +15,7 @@ class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
     slots         how many requests could be under way: the cell's limit, or what file descriptors allow
     queued        requests that were due while that many were under way, and waited
     given_up      requests never sent: more waited than may
+    start_ns      from when due times count
     due_span_ns   from the first due time to the last
     sent_span_ns  from the first sent to the last; None when none was
     own_late_ns_* from when a request was due and a slot free to when we began to send it: this client's own part
@@ -23,6 +25,7 @@ class OpenOffer(msgspec.Struct, frozen=True, kw_only=True):
     under_way_max: int
     queued: int
     given_up: int
+    start_ns: int
     due_span_ns: int
     sent_span_ns: int | None
     own_late_ns_mean: float
@@ -47,6 +50,7 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     workers      processes that offered it; 1: the conducting one
     workers_why  how that number came about
     lost         what became of a worker that did not reach the end; None: all did
+    sessions     of a cell with conversations
     """
 
     cell: str
@@ -69,6 +73,7 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     workers_why: str | None = None
     lost: str | None = None
+    sessions: SessionCounts | None = None
 
 
 class Tally:
@@ -114,6 +119,7 @@ class Tally:
             under_way_max=load.under_way_max,
             queued=load.queued,
             given_up=load.given_up,
+            start_ns=load.start_ns,
             due_span_ns=max(self._due_ns) - min(self._due_ns),
             sent_span_ns=self._sent_span_ns,
             own_late_ns_mean=load.own_late_ns_sum / max(1, load.requests),
@@ -130,6 +136,7 @@ class Tally:
             under_way_max=sum(each.under_way_max for each in offers),
             queued=sum(each.queued for each in offers),
             given_up=sum(each.given_up for each in offers),
+            start_ns=min(each.start_ns for each in offers),
             due_span_ns=max(self._due_ns) - min(self._due_ns),
             sent_span_ns=self._sent_span_ns,
             own_late_ns_mean=max(each.own_late_ns_mean for each in offers),

@@ -56,6 +56,7 @@ class Team:
         stagger_s: float | None = None,
         headers: Headers = NO_HEADERS,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
+        quick_ack: bool = False,
         silent_s: float = SILENT_S,
     ) -> None:
         site_of(url, tls, headers=headers)
@@ -74,6 +75,7 @@ class Team:
             secret=secret,
             timeouts_s={"request_timeout_s": request_timeout_s},
             token_ids=token_ids,
+            quick_ack=quick_ack,
         )
         self._driver: Driver | None = None
         self._driver_of = partial(
@@ -86,6 +88,7 @@ class Team:
             stagger_s=stagger_s,
             headers=headers,
             token_ids=token_ids,
+            quick_ack=quick_ack,
         )
 
     def __enter__(self) -> Self:

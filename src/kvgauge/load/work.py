@@ -36,8 +36,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 class Work(Protocol):
     """What the loop asks of its owner."""
 
-    def next_request(self) -> tuple[int, bytes]:
-        """The number and the bytes of the next request, in the order they are sent."""
+    def next_request(self, slot: int) -> tuple[int, bytes]:
+        """The number and the bytes of the next request, in the order they are sent, and which slot sends it."""
 
     def skip(self) -> int:
         """The number of the next request, which will not be sent."""

@@ -151,6 +151,7 @@ def driver_of(setup: Setup) -> Driver:
         headers=Headers(setup.plain, setup.secret),
         token_ids=setup.token_ids,
         worker=setup.index,
+        quick_ack=setup.quick_ack,
         **setup.timeouts_s,  # type: ignore[arg-type]
     )
 

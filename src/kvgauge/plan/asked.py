@@ -37,7 +37,19 @@ FLAGS = {
     "dataset": "--dataset",
     "api": "--endpoint-type",
     "shared_prefix_tokens": "--shared-prefix",
+    "sessions": "--conversation-num",
+    "conversation": "--conversation-turn-mean",
+    "turns": "--conversation-turn-mean",
+    "turns_stddev": "--conversation-turn-stddev",
+    "delay_ms": "--conversation-turn-delay-mean",
+    "delay_ms_stddev": "--conversation-turn-delay-stddev",
+    "history": "--conversation-history",
+    "steps": "--rate-steps",
+    "for_s": "--rate-steps",
+    "arrivals": "--arrival-pattern",
+    "until": "--until",
 }
+IN_MESSAGES = ("sessions", "duration_s", "conversation")  # named by messages about other flags
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +58,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     concurrency  slots; with request rates the most that may be under way
     requests     for all concurrencies or rates, or one number for each
     goodput      NAME:MS each
+    steps        (rate, seconds) each
+    sessions     conversations, as `requests`
     until        (metric, half width as the user wrote it): stop when the mean is known so well
     """
 
@@ -70,6 +84,20 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     shared_prefix_tokens: int | None = None
     ignore_eos: bool = True
     goodput: tuple[str, ...] = ()
+    steps: tuple[tuple[float, float], ...] = ()
+    sessions: tuple[int, ...] = ()
+    turns: float | None = None
+    turns_stddev: float | None = None
+    delay_ms: float | None = None
+    delay_ms_stddev: float | None = None
+    history: str | None = None
+    quick_ack: bool = False
+
+    @property
+    def in_sessions(self) -> bool:
+        """Whether any flag asks for conversations."""
+        given = (self.turns, self.turns_stddev, self.delay_ms, self.delay_ms_stddev, self.history)
+        return bool(self.sessions) or any(value is not None for value in given)
 
 
 def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan:
@@ -88,7 +116,7 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
     try:
         cells = read_cells(value, read_file, metric)
     except PlanError as error:
-        raise UsageError(_of_flag(str(error))) from None
+        raise UsageError(_of_flag(str(error), in_steps=bool(asked.steps))) from None
     test = Test(
         name=model,
         backend=UNOBSERVED,
@@ -109,6 +137,7 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
         primary=Primary(metric=primary, cell=cells[0].name),
         seed=asked.seed,
         goodput=_goodput(asked.goodput),
+        quick_ack=asked.quick_ack,
     )
 
 
@@ -129,6 +158,11 @@ def _cell(asked: Asked) -> dict[str, object]:
     wanted = {"api": asked.api, "shared_prefix_tokens": asked.shared_prefix_tokens}
     cell |= {key: value for key, value in wanted.items() if value is not None}
     cell |= {"stream": asked.stream, "ignore_eos": asked.ignore_eos}
+    if asked.steps:
+        cell["steps"] = [{"rate": rate, "for_s": for_s} for rate, for_s in asked.steps]
+        cell |= {"arrivals": asked.pattern} if asked.pattern is not None else {}
+    if asked.in_sessions:
+        cell["conversation"] = _conversation(asked)
     if asked.rates:
         cell["rate"] = _one_or_all(asked.rates)
         if asked.burstiness is not None:
@@ -138,6 +172,20 @@ def _cell(asked: Asked) -> dict[str, object]:
     if asked.warmup_requests is not None:
         cell["warmup_requests"] = asked.warmup_requests
     return cell | _end(asked, load)
+
+
+def _conversation(asked: Asked) -> dict[str, object]:
+    wanted = {
+        "turns": asked.turns,
+        "turns_stddev": asked.turns_stddev,
+        "delay_ms": asked.delay_ms,
+        "delay_ms_stddev": asked.delay_ms_stddev,
+        "history": asked.history,
+    }
+    given: dict[str, object] = {key: value for key, value in wanted.items() if value is not None}
+    if "turns" not in given and asked.dataset is None:
+        given["turns"] = 1
+    return given
 
 
 def _goodput(objectives: Sequence[str]) -> Goodput | None:
@@ -155,9 +203,13 @@ def _goodput(objectives: Sequence[str]) -> Goodput | None:
 
 def _load(asked: Asked) -> str:
     if asked.trace is not None:
-        if asked.rates:
-            raise UsageError("--trace has its own times: leave --request-rate away, or stretch it with --speed-up")
+        if asked.rates or asked.steps:
+            raise UsageError("--trace has its own times: leave rates away, or stretch it with --speed-up")
         return "trace"
+    if asked.steps:
+        if asked.rates or asked.burstiness is not None:
+            raise UsageError("--rate-steps are rates already: leave --request-rate and --burstiness away")
+        return "steps"
     if not asked.rates:
         if asked.pattern is not None or asked.burstiness is not None:
             raise UsageError("--arrival-pattern and --burstiness go with --request-rate: give it, or leave them away")
@@ -190,9 +242,15 @@ def _end(asked: Asked, load: str) -> dict[str, object]:
     end: dict[str, object] = {}
     if asked.requests:
         end["requests"] = _one_or_all(asked.requests)
+    if asked.sessions:
+        end["sessions"] = _one_or_all(asked.sessions)
     if asked.duration_s is not None:
         end["duration_s"] = asked.duration_s
-    if not end and load != "trace":
+    if not end and load == "closed" and asked.in_sessions:
+        end["sessions"] = _one_or_all([10 * concurrency for concurrency in asked.concurrency or (1,)])
+    elif not end and load not in ("trace", "steps"):
+        if asked.in_sessions:
+            return {"sessions": 100}
         end["requests_per_slot" if load == "closed" else "requests"] = 10 if load == "closed" else 100
     return end
 
@@ -201,8 +259,13 @@ def _one_or_all(numbers: Sequence[float]) -> object:
     return numbers[0] if len(numbers) == 1 else list(numbers)
 
 
-def _of_flag(message: str) -> str:
+def _of_flag(message: str, *, in_steps: bool) -> str:
     """`command line:1: input_tokens: expected ...` -> `--isl: expected ...`"""
     said = message.removeprefix(f"{SOURCE}:1: ").removeprefix(f"{SOURCE}: ")
     key, separator, rest = said.partition(": ")
-    return f"{FLAGS[key]}: {rest}" if separator and key in FLAGS else said
+    flags = FLAGS | {"rate": "--rate-steps"} if in_steps else FLAGS
+    if not separator or key not in flags:
+        return said
+    for name in IN_MESSAGES:
+        rest = rest.replace(f"`{name}`", flags[name])
+    return f"{flags[key]}: {rest}"

@@ -5,10 +5,12 @@
     {name, load: gamma, rate, burstiness: 0.5}                 the shape; below 1 comes in clusters
     {name, load: ramp, ramp: {from: 1, to: 20, over_s: 60}}    without an end of its own it ends with the ramp
     {name, load: burst, burst: {size: 10, every_s: 5}}
+    {name, load: steps, steps: [{rate: 1, for_s: 30}, {rate: 5, for_s: 30}], arrivals: poisson}    ends with the last
     {name, load: trace, trace: FILE, speed_up: 1}              the whole trace, unless an end is given
     each with   prompt, input_tokens or dataset, and output_tokens (not for a trace); warmup_requests; request.py
                 concurrency: for open loads the most that may be under way
     and an end  requests (or requests_per_slot) | duration_s
+                | sessions, of cells with a conversation (conversation.py)
                 | until: {metric, half_width: 2%, at_most_requests and/or at_most_s}
 
 Pure: the bytes of a trace are asked of `read_file`.
@@ -20,6 +22,7 @@ from typing import get_args
 
 import msgspec
 
+from kvgauge.plan.conversation import in_sessions, read_conversation
 from kvgauge.plan.metrics import UNTIL_METRICS
 from kvgauge.plan.nodes import Value, nearest
 from kvgauge.plan.open import read_shape
@@ -42,11 +45,15 @@ CELL_KEYS = (
     "burstiness",
     "ramp",
     "burst",
+    "steps",
+    "arrivals",
     "trace",
     "speed_up",
+    "conversation",
+    "sessions",
     *REQUEST_KEYS,
 )
-ENDS = ("requests", "requests_per_slot", "duration_s", "until")
+ENDS = ("requests", "sessions", "requests_per_slot", "duration_s", "until")
 
 CELLS_MAX = 200
 CONCURRENCY_MAX = 4096
@@ -98,7 +105,7 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
         raise fields["name"].error("expected letters, digits, '.', '_' and '-', at most 60, the first not a sign")
     load = msgspec.convert(fields["load"].word(get_args(LoadShape), "load"), LoadShape)
     is_open = load in OPEN_LOADS
-    shapes = read_shape(value, fields, load, read_file)
+    shapes = read_shape(value, fields, load, read_file) | read_conversation(fields)
     if load != "trace":
         for key in ("output_tokens",) if is_open else ("concurrency", "output_tokens"):
             if key not in fields:
@@ -128,7 +135,7 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
         }
         cells.append(msgspec.convert({**shapes, **end, **given}, Cell))
     _refuse_without_first_tokens(value, cells)
-    return [_of_trace(cell) if cell.trace is not None else cell for cell in cells]
+    return [_of_trace(cell) if cell.trace is not None else in_sessions(cell, REQUESTS_MAX) for cell in cells]
 
 
 def _refuse_without_first_tokens(value: Value, cells: list[Cell]) -> None:
@@ -191,10 +198,13 @@ def _ends(
         raise fields[given[1]].error(f"given beside `{given[0]}`; a cell has one end, so remove one")
     if not given and load == "ramp":
         return [{"requests": REQUESTS_MAX, "duration_s": _ramp_s(fields["ramp"])}]
+    if not given and load == "steps":
+        return [{"requests": REQUESTS_MAX, "duration_s": _steps_s(fields["steps"])}]
     if not given and load == "trace":
         return [{"requests": REQUESTS_MAX}]
     if not given:
-        raise value.missing("requests` (or `requests_per_slot`), `duration_s` or `until", "a cell")
+        ends = "requests` (or `requests_per_slot`), `duration_s` or `until"
+        raise value.missing("sessions` or `duration_s" if "conversation" in fields else ends, "a cell")
     if given == ["duration_s"]:
         duration_s = fields["duration_s"].number(0.001, DURATION_S_MAX)
         return [{"requests": REQUESTS_MAX, "duration_s": duration_s}] * len(concurrencies)
@@ -205,6 +215,11 @@ def _ends(
 
 def _ramp_s(value: Value) -> float:
     return value.fields(("from", "to", "over_s"))["over_s"].number(0.001, DURATION_S_MAX)
+
+
+def _steps_s(value: Value) -> float:
+    held = [item.fields(("rate", "for_s"))["for_s"].number(0.001, DURATION_S_MAX) for item in value.items(CELLS_MAX)]
+    return min(DURATION_S_MAX, sum(held))
 
 
 def _until(value: Value, primary_metric: str) -> dict[str, object]:
@@ -237,21 +252,22 @@ def _requests(fields: dict[str, Value], load: LoadShape, concurrencies: list[int
             raise fields["requests_per_slot"].error(f"a {load} load has no slots that send in turn; give `requests`")
         per_slot = fields["requests_per_slot"].integer(1, REQUESTS_MAX // CONCURRENCY_MAX)
         return [per_slot * concurrency for concurrency in concurrencies]
-    wanted = fields["requests"]
+    wanted = fields["sessions" if "sessions" in fields else "requests"]
     items = wanted.items(CELLS_MAX) if wanted.is_list else [wanted] * len(concurrencies)
     if len(items) != len(concurrencies):
         what = "rates" if load in OPEN_LOADS else "concurrencies"
         raise wanted.error(f"{len(items)} numbers for {len(concurrencies)} {what}; give one for each")
-    return [_count(item, load, concurrency) for item, concurrency in zip(items, concurrencies, strict=True)]
+    what = "sessions" if "sessions" in fields else "requests"
+    return [_count(item, load, concurrency, what) for item, concurrency in zip(items, concurrencies, strict=True)]
 
 
-def _count(item: Value, load: LoadShape, concurrency: int) -> int:
+def _count(item: Value, load: LoadShape, concurrency: int, what: str) -> int:
     count = item.integer(1, REQUESTS_MAX)
     if load in OPEN_LOADS:
         return count
     if count < concurrency:
-        raise item.error(f"{count} requests never reach concurrency {concurrency}; ask for at least {concurrency}")
+        raise item.error(f"{count} {what} never reach concurrency {concurrency}; ask for at least {concurrency}")
     if load == "wave" and count % concurrency:
         whole = -(-count // concurrency) * concurrency
-        raise item.error(f"{count} requests are not whole waves of {concurrency}; ask for {whole}")
+        raise item.error(f"{count} {what} are not whole waves of {concurrency}; ask for {whole}")
     return count

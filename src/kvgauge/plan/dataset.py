@@ -3,8 +3,9 @@
     [{"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}, ...]}, ...]
     {"prompt": "Hello", "output_tokens": 100}      a line; output_tokens may be missing, and be called output_len
 
-Of a conversation the first turn is sent, which must be a human's; one that begins otherwise is passed over, as other
-tools do. Other keys are ignored.
+A conversation must begin with a human's turn; one that begins otherwise is passed over, as other tools do. Cells
+without `conversation` send that turn alone. The others follow as long as model and human take turns. Other keys are
+ignored.
 """
 
 import hashlib
@@ -21,17 +22,27 @@ PROMPTS_MAX = 1_000_000
 PROMPT_CHARACTERS_MAX = 1_000_000
 TOKENS_MAX = 131_072
 ASKING = ("human", "user")
+ANSWERING = ("gpt", "assistant", "model", "chatgpt", "bing", "bard")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=PROMPT_CHARACTERS_MAX)]
 
 
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded as the model's answer, and what the user said then."""
+
+    answer: str
+    text: str
+
+
 class DatasetPrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt of a file. output_tokens: of its answer; None where the file does not say."""
+    """One prompt of a file, and the turns that followed. output_tokens: of its answer; None where the file does not
+    say."""
 
     text: str
     output_tokens: int | None
+    replies: tuple[Reply, ...] = ()
 
 
 class _Turn(msgspec.Struct, frozen=True):
@@ -86,8 +97,20 @@ def _conversations(data: bytes, source: str) -> list[DatasetPrompt]:
             continue
         text = turns[0].value or turns[0].content
         if text:
-            prompts.append(DatasetPrompt(text=text, output_tokens=None))
+            prompts.append(DatasetPrompt(text=text, output_tokens=None, replies=_replies(turns[1:])))
     return prompts
+
+
+def _replies(turns: tuple[_Turn, ...]) -> tuple[Reply, ...]:
+    """The pairs of a model's and a human's turn; the first that is neither, or says nothing, ends the conversation."""
+    found = []
+    for said, asked in zip(turns[::2], turns[1::2], strict=False):
+        answer, text = said.value or said.content, asked.value or asked.content
+        in_turn = (said.sender or said.role) in ANSWERING and (asked.sender or asked.role) in ASKING
+        if not (in_turn and answer and text):
+            break
+        found.append(Reply(answer=answer, text=text))
+    return tuple(found)
 
 
 def _lines(data: bytes, source: str) -> list[DatasetPrompt]:
@@ -107,9 +130,16 @@ def _lines(data: bytes, source: str) -> list[DatasetPrompt]:
     return prompts
 
 
+def count_words(text: str) -> int:
+    """Words and punctuation marks."""
+    return len(_WORD.findall(text))
+
+
 def summary(path: str, sha256: str, prompts: tuple[DatasetPrompt, ...]) -> DatasetFile:
     """What a plan remembers of a dataset."""
-    words = [len(_WORD.findall(prompt.text)) for prompt in prompts]
+    words = [count_words(prompt.text) for prompt in prompts]
+    turns = [1 + len(prompt.replies) for prompt in prompts]
+    more = [sum(count_words(f"{reply.answer} {reply.text}") for reply in prompt.replies) for prompt in prompts]
     outputs = [prompt.output_tokens for prompt in prompts if prompt.output_tokens is not None]
     return DatasetFile(
         path=path,
@@ -119,6 +149,9 @@ def summary(path: str, sha256: str, prompts: tuple[DatasetPrompt, ...]) -> Datas
         words_max=max(words),
         output_tokens_mean=sum(outputs) / len(outputs) if outputs else None,
         output_tokens_max=max(outputs, default=None),
+        turns_mean=sum(turns) / len(turns),
+        turns_most=max(turns),
+        whole_words_max=max(map(sum, zip(words, more, strict=True))),
     )
 
 

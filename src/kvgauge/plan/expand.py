@@ -8,6 +8,7 @@ import msgspec
 
 from kvgauge.failures import PlanError
 from kvgauge.models import MODELS, Model, descriptors, transfer_bytes
+from kvgauge.plan.conversation import turns_mean
 from kvgauge.plan.nodes import nearest
 from kvgauge.plan.open import offered, rate, span_s
 from kvgauge.plan.read import rehearsal, slug
@@ -91,14 +92,15 @@ def select(plan: Plan, names: Sequence[str]) -> Plan:
 
 
 def prompt_tokens(cell: Cell) -> int:
-    """Prompt tokens of one request: of a trace the mean; of a literal prompt a guess, since the target's tokenizer
-    decides."""
+    """Prompt tokens of one request: of a trace, and of a conversation's turns, the mean; of a literal prompt a guess,
+    since the target's tokenizer decides."""
     if cell.trace is not None:
         return round(cell.trace.input_tokens_mean)
+    before = (turns_mean(cell) - 1) / 2  # turns whose text and answer stand before a turn, on average
     if cell.dataset is not None:
-        return max(1, round(cell.dataset.words_mean))
+        return max(1, round(cell.dataset.words_mean + before * (cell.dataset.words_mean + cell.output_tokens)))
     if cell.input_tokens is not None:
-        return cell.input_tokens
+        return round(cell.input_tokens + before * (cell.input_tokens + cell.output_tokens))
     return -(-len(cell.prompt or "") // CHARACTERS_PER_TOKEN)
 
 
@@ -146,9 +148,11 @@ def cell_s(test: Test, cell: Cell) -> float:
     queued_s, decode_s = _request_s(test, cell)
     slots = min(cell.concurrency, UNDER_WAY_LEAST) if cell.is_open else cell.concurrency
     warmup_s = -(-cell.warmup_requests // slots) * decode_s + cell.warmup_requests * queued_s
+    delays_s = (turns_mean(cell) - 1) * cell.conversation.delay_ms / 1e3 if cell.conversation is not None else 0.0
     if cell.is_open:
-        return warmup_s + max(span_s(cell), offered(cell) * queued_s) + queued_s + decode_s
+        return warmup_s + max(span_s(cell), offered(cell) * queued_s) + queued_s + decode_s + delays_s
     measured_s = -(-cell.requests // cell.concurrency) * decode_s + cell.requests * queued_s
+    measured_s += -(-(cell.sessions or 0) // cell.concurrency) * delays_s
     if cell.duration_s is not None:
         measured_s = min(measured_s, cell.duration_s + cell.concurrency * queued_s + decode_s)
     return warmup_s + measured_s
@@ -159,7 +163,7 @@ def under_way(test: Test, cell: Cell) -> int:
     (rate x time of a request) and its largest burst, within its concurrency: beyond that, requests queue."""
     if not cell.is_open:
         return cell.concurrency
-    expected = ceil(2 * rate(cell) * sum(_request_s(test, cell)))
+    expected = ceil(2 * rate(cell) * turns_mean(cell) * sum(_request_s(test, cell)))
     burst = cell.burst.size if cell.burst is not None else 0
     return min(cell.concurrency, max(UNDER_WAY_LEAST, expected, burst))
 

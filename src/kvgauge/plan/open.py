@@ -6,25 +6,29 @@ from typing import Any
 
 import msgspec
 
+from kvgauge.plan.conversation import turns_mean
 from kvgauge.plan.nodes import Value
-from kvgauge.plan.records import Burst, Cell, LoadShape, Ramp
+from kvgauge.plan.records import Burst, Cell, LoadShape, Ramp, Step, Steps
 from kvgauge.plan.trace import parse, summary
 
 RATE_MIN, RATE_MAX = 0.001, 100_000.0  # requests per second
 SPAN_S_MAX = 7 * 86_400
 SIZE_MAX = 4096
 RATES_MAX = 200
+STEPS_MAX = 20
 
 SHAPE_KEYS: dict[str, tuple[LoadShape, ...]] = {  # key -> the loads it belongs to
     "rate": ("constant", "poisson", "gamma"),
     "burstiness": ("gamma",),
     "ramp": ("ramp",),
     "burst": ("burst",),
+    "steps": ("steps",),
+    "arrivals": ("steps",),
     "trace": ("trace",),
     "speed_up": ("trace",),
 }
-OPTIONAL_KEYS = ("speed_up",)
-NOT_FOR_A_TRACE = ("prompt", "input_tokens", "output_tokens", "dataset")
+OPTIONAL_KEYS = ("speed_up", "arrivals")
+NOT_FOR_A_TRACE = ("prompt", "input_tokens", "output_tokens", "dataset", "conversation")
 
 
 def read_shape(
@@ -48,10 +52,17 @@ def read_shape(
         found["ramp"] = _ramp(fields["ramp"])
     if "burst" in fields:
         found["burst"] = _burst(fields["burst"])
+    if "steps" in fields:
+        found["steps"] = _steps(fields["steps"], fields.get("arrivals"))
     if "trace" in fields:
         for key in NOT_FOR_A_TRACE:
             if key in fields:
-                raise fields[key].error("given beside `trace`, whose lines say it for each request; remove it")
+                why = (
+                    "whose lines stand for requests that are not of one session"
+                    if key == "conversation"
+                    else ("whose lines say it for each request")
+                )
+                raise fields[key].error(f"given beside `trace`, {why}; remove it")
         found["trace"] = _trace(fields["trace"], read_file)
         found["output_tokens"] = found["trace"].output_tokens_max
     if "speed_up" in fields:
@@ -93,6 +104,23 @@ def _burst(value: Value) -> Burst:
     return Burst(size=fields["size"].integer(1, SIZE_MAX), every_s=fields["every_s"].number(0.001, SPAN_S_MAX))
 
 
+def _steps(value: Value, arrivals: Value | None) -> Steps:
+    items = value.items(STEPS_MAX)
+    found = []
+    for item in items:
+        fields = _all_of(item, ("rate", "for_s"))
+        rate = fields["rate"].number(0, RATE_MAX)
+        if 0 < rate < RATE_MIN:
+            raise fields["rate"].error(f"{rate:g} is below {RATE_MIN:g} requests per second; 0 is a pause")
+        found.append(Step(rate=rate, for_s=fields["for_s"].number(0.001, SPAN_S_MAX)))
+    if not any(step.rate for step in found):
+        raise value.error("at least one step needs a rate above 0")
+    if arrivals is None:
+        return Steps(steps=tuple(found))
+    pattern = arrivals.word(("constant", "poisson"), "arrival pattern")
+    return Steps(steps=tuple(found), arrivals="poisson" if pattern == "poisson" else "constant")
+
+
 def _trace(value: Value, read_file: Callable[[str], bytes]) -> Any:
     path = value.path()
     try:
@@ -108,12 +136,39 @@ def span_s(cell: Cell) -> float:
     if cell.trace is not None:
         whole = cell.trace.span_s / cell.speed_up * cell.requests / cell.trace.requests
     elif cell.ramp is not None:
-        whole = _ramp_span_s(cell.ramp, cell.requests)
+        whole = _ramp_span_s(cell.ramp, starts(cell))
     elif cell.burst is not None:
-        whole = (ceil(cell.requests / cell.burst.size) - 1) * cell.burst.every_s
+        whole = (ceil(starts(cell) / cell.burst.size) - 1) * cell.burst.every_s
+    elif cell.steps is not None:
+        whole = _steps_span_s(cell.steps, starts(cell))
     else:
-        whole = cell.requests / rate(cell)
+        whole = starts(cell) / rate(cell)
     return whole if cell.duration_s is None else min(whole, cell.duration_s)
+
+
+def starts(cell: Cell) -> int:
+    """What the clock makes due at most: sessions where there are conversations, else requests."""
+    return cell.requests if cell.sessions is None else cell.sessions
+
+
+def _steps_span_s(steps: Steps, requests: int) -> float:
+    begun_s = held = 0.0
+    for step in steps.steps:
+        if step.rate and requests <= held + step.rate * step.for_s:
+            return begun_s + (requests - held) / step.rate
+        held += step.rate * step.for_s
+        begun_s += step.for_s
+    return begun_s
+
+
+def _in_steps(steps: Steps, within_s: float) -> float:
+    """How many are due within that time."""
+    count = 0.0
+    for step in steps.steps:
+        part_s = min(step.for_s, max(0.0, within_s))
+        count += step.rate * part_s
+        within_s -= step.for_s
+    return count
 
 
 def _ramp_span_s(ramp: Ramp, requests: int) -> float:
@@ -132,6 +187,8 @@ def rate(cell: Cell) -> float:
         return max(cell.ramp.from_rate, cell.ramp.to_rate)
     if cell.burst is not None:
         return cell.burst.size / cell.burst.every_s
+    if cell.steps is not None:
+        return max(step.rate for step in cell.steps.steps)
     if cell.trace is not None:
         return cell.trace.requests * cell.speed_up / max(cell.trace.span_s, 1.0)
     raise ValueError(f"{cell.name} is not an open load")
@@ -141,18 +198,25 @@ def offered(cell: Cell) -> int:
     """About how many requests a cell measures; of closed loops with a duration the most."""
     if not cell.is_open or cell.duration_s is None:
         return cell.requests
+    return min(cell.requests, ceil(_started(cell, cell.duration_s) * turns_mean(cell)))
+
+
+def _started(cell: Cell, within_s: float) -> int:
+    """Requests, or sessions, that the clock makes due within that time."""
     if cell.burst is not None:
-        return min(cell.requests, cell.burst.size * ceil(cell.duration_s / cell.burst.every_s))
+        return min(starts(cell), cell.burst.size * ceil(within_s / cell.burst.every_s))
     if cell.ramp is not None:
-        within_s = min(cell.duration_s, cell.ramp.over_s)
+        in_ramp_s = min(within_s, cell.ramp.over_s)
         slope = (cell.ramp.to_rate - cell.ramp.from_rate) / cell.ramp.over_s
-        count = cell.ramp.from_rate * within_s + slope * within_s**2 / 2
-        count += cell.ramp.to_rate * max(0.0, cell.duration_s - cell.ramp.over_s)
-        return min(cell.requests, ceil(count))
+        count = cell.ramp.from_rate * in_ramp_s + slope * in_ramp_s**2 / 2
+        count += cell.ramp.to_rate * max(0.0, within_s - cell.ramp.over_s)
+        return min(starts(cell), ceil(count))
+    if cell.steps is not None:
+        return min(starts(cell), ceil(_in_steps(cell.steps, within_s)))
     if cell.trace is not None:
-        share = cell.duration_s * cell.speed_up / max(cell.trace.span_s, 1e-9)
-        return min(cell.requests, ceil(cell.trace.requests * share))
-    return min(cell.requests, ceil(cell.duration_s * rate(cell)))
+        share = within_s * cell.speed_up / max(cell.trace.span_s, 1e-9)
+        return min(starts(cell), ceil(cell.trace.requests * share))
+    return min(starts(cell), ceil(within_s * rate(cell)))
 
 
 def said(cell: Cell) -> str:
@@ -161,6 +225,9 @@ def said(cell: Cell) -> str:
         return f"ramp {cell.ramp.from_rate:g} to {cell.ramp.to_rate:g} req/s in {cell.ramp.over_s:g} s"
     if cell.burst is not None:
         return f"burst of {cell.burst.size} every {cell.burst.every_s:g} s"
+    if cell.steps is not None:
+        told = ", ".join(f"{step.rate:g} for {step.for_s:g} s" for step in cell.steps.steps)
+        return f"steps of {told} (req/s, {cell.steps.arrivals})"
     if cell.trace is not None:
         return f"trace x{cell.speed_up:g}"
     if cell.rate is not None:
@@ -173,4 +240,10 @@ def without_end(cell: Cell, *, requests: int, duration_s: float) -> Cell:
     """The cell with an end at the latest there, and none that its values decide."""
     if cell.duration_s is not None:
         duration_s = min(duration_s, cell.duration_s)
-    return msgspec.structs.replace(cell, requests=min(cell.requests, requests), duration_s=duration_s, until=None)
+    return msgspec.structs.replace(
+        cell,
+        requests=min(cell.requests, requests),
+        sessions=None if cell.sessions is None else min(cell.sessions, requests),
+        duration_s=duration_s,
+        until=None,
+    )

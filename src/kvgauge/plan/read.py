@@ -4,6 +4,7 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
 
     name, repetitions, gain_within, seed, load_workers: N or auto
     primary:  {metric, cell}     baseline: NAME or [NAMES]
+    quick_ack: true   the client's kernel acknowledges every read at once
     goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
@@ -40,8 +41,8 @@ from kvgauge.plan.records import (
 )
 
 PLAN_KEYS = (
-    "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "baseline", "defaults", "tests",
-    "cells",
+    "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "quick_ack", "baseline",
+    "defaults", "tests", "cells",
 )  # fmt: skip
 TEST_KEYS = (
     "name",
@@ -125,6 +126,7 @@ def read(
         gain_within_pct=100 * fields["gain_within"].number(0.001, 0.5, percent=True)
         if "gain_within" in fields
         else None,
+        quick_ack=fields["quick_ack"].flag() if "quick_ack" in fields else False,
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
         load_workers=_load_workers(fields["load_workers"]) if "load_workers" in fields else 1,

@@ -11,8 +11,8 @@ Fabric = Literal["efa", "ib", "tcp", "shm", "cuda", "unobserved"]
 UNOBSERVED: Literal["unobserved"] = "unobserved"  # of a server that is measured from outside; no plan says so
 BACKENDS: tuple[Backend, ...] = ("UCX", "LIBFABRIC")
 FABRICS: tuple[Fabric, ...] = ("efa", "ib", "tcp", "shm", "cuda")
-LoadShape = Literal["single", "wave", "closed", "constant", "poisson", "gamma", "ramp", "burst", "trace"]
-OPEN_LOADS: tuple[LoadShape, ...] = ("constant", "poisson", "gamma", "ramp", "burst", "trace")
+LoadShape = Literal["single", "wave", "closed", "constant", "poisson", "gamma", "ramp", "burst", "steps", "trace"]
+OPEN_LOADS: tuple[LoadShape, ...] = ("constant", "poisson", "gamma", "ramp", "burst", "steps", "trace")
 Api = Literal["completions", "chat"]
 PromptKind = Literal["tokens", "text"]
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
@@ -33,6 +33,41 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
     size: int
     every_s: float
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate, in requests per second, and how long it holds. 0: a pause."""
+
+    rate: float
+    for_s: float
+
+
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """Rates one after another. arrivals: evenly spaced, or at random with these rates."""
+
+    steps: tuple[Step, ...]
+    arrivals: Literal["constant", "poisson"] = "constant"
+
+    @property
+    def span_s(self) -> float:
+        return sum(step.for_s for step in self.steps)
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that follow one another: each turn's holds all that was said before.
+
+    turns            how many a session has, on average; of a dataset the most
+    turns_stddev     of a normal distribution, rounded, at least 1
+    delay_ms         from the end of an answer to the next turn, on average
+    delay_ms_stddev  of a normal distribution, cut off at 0
+    history          what stands in it as the model's part: its own answers, or those that the dataset recorded
+    """
+
+    turns: float | None
+    turns_stddev: float = 0.0
+    delay_ms: float = 0.0
+    delay_ms_stddev: float = 0.0
+    history: Literal["answers", "recorded"] = "answers"
 
 
 class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +91,8 @@ class DatasetFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of prompts that a cell sends in turn: which, and what stands in it. It is read when it is needed.
 
     path                as the plan names it; one that is relative starts at the plan's folder
+    turns_mean, _most   that the user takes in a conversation; 1 for a prompt that stands alone
+    whole_words_max     of a conversation, recorded answers included
     words_mean          of its prompts, punctuation marks counted too; only a tokenizer could say how many tokens
     output_tokens_mean  of the prompts that state one; None when none does
     """
@@ -67,6 +104,9 @@ class DatasetFile(msgspec.Struct, frozen=True, kw_only=True):
     words_max: int
     output_tokens_mean: float | None
     output_tokens_max: int | None
+    turns_mean: float = 1.0
+    turns_most: int = 1
+    whole_words_max: int = 0
 
 
 class Until(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +119,8 @@ class Until(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One load applied to a started target.
 
-    concurrency    slots of a closed load; of an open one (OPEN_LOADS) how many requests may be under way
+    concurrency    slots of a closed load; of an open one (OPEN_LOADS) how many requests may be under way; with
+                   `conversation` how many sessions, their delays included
     prompt         literal text, the same for each request; or None
     input_tokens   length of a prompt that is unique to each request, when there is neither `prompt` nor a file
     dataset        prompts from a file, in its order, from the first again when all were sent
@@ -91,7 +132,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos     ask for output_tokens to the last; False: the model may end its answer before
     extra_body     what else stands in each request's JSON
     output_tokens  of each answer; of a trace the longest
-    requests       measured requests, all slots together; where `duration_s` or `until` ends the cell, the most
+    requests       measured requests, all slots together; where `duration_s` or `until` ends the cell, the most; with
+                   `conversation` about how many its sessions will be
+    sessions       measured conversations, at most; None without `conversation`
     rate           requests per second of constant, poisson and gamma
     burstiness     shape of gamma: 1 is poisson, below 1 comes in clusters, above 1 is more even
     speed_up       a trace's time is divided by this
@@ -115,6 +158,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     speed_up: float = 1.0
     duration_s: float | None = None
     until: Until | None = None
+    steps: Steps | None = None
+    conversation: Conversation | None = None
+    sessions: int | None = None
     dataset: DatasetFile | None = None
     api: Api = "completions"
     stream: bool = True
@@ -221,6 +267,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = False
     goodput: Goodput | None = None
     gain_within_pct: float | None = None
+    quick_ack: bool = False  # the client's kernel acknowledges every read at once (docs/stamps.md)
     rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
     load_workers: LoadWorkers = 1  # processes that offer a cell
 

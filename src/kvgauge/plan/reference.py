@@ -47,6 +47,7 @@ def _quick_cell(cell: Cell, *, decides: bool, warm: bool) -> Cell:
     return msgspec.structs.replace(
         cell,
         requests=min(cell.requests, cell.concurrency * per_slot),
+        sessions=None if cell.sessions is None else min(cell.sessions, cell.concurrency),
         warmup_requests=warmup,
     )
 

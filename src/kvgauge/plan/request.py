@@ -56,7 +56,7 @@ def read_request(
     for key in ("stream", "ignore_eos"):
         if key in fields:
             found[key] = fields[key].flag()
-    found["prompt_kind"] = _prompt_kind(fields, chat=found.get("api") == "chat")
+    found["prompt_kind"] = _prompt_kind(fields, text=found.get("api") == "chat" or "conversation" in fields)
     found |= _prefix(fields, input_tokens)
     if "dataset" in fields:
         for key in ("prompt", "input_tokens"):
@@ -68,16 +68,16 @@ def read_request(
     return found
 
 
-def _prompt_kind(fields: dict[str, Value], *, chat: bool) -> str:
-    """Token ids where nothing is said, which are exact whatever the tokenizer; chat takes text only."""
+def _prompt_kind(fields: dict[str, Value], *, text: bool) -> str:
+    """Token ids where nothing is said, exact whatever the tokenizer; chat and conversations take text only."""
     if "prompt_kind" not in fields:
-        return "text" if chat else "tokens"
+        return "text" if text else "tokens"
     value = fields["prompt_kind"]
     for key in ("prompt", "dataset"):
         if key in fields:
             raise value.error(f"given beside `{key}`, which is text already; remove it")
     kind = value.word(get_args(PromptKind), "prompt kind")
-    if chat and kind == "tokens":
+    if text and kind == "tokens":
         raise value.error("the chat API takes text, not token ids; use text, or api: completions")
     return kind
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kvgauge.report import rows
 from kvgauge.report.numbers import plain, value_text
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
+from kvgauge.report.parts import part_lines
 from kvgauge.report.results import TestResult
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def load_tables(test: TestResult, notes: Footnotes) -> "Iterator[RenderableType]
             label, [Column((of,), tuple(_value(test, cell, f"{family}_{of}", notes) for family in FAMILIES))
                     for of in STATISTICS],
         )  # fmt: skip
+        yield from (Text(plain(line)) for line in part_lines(test, cell))
         yield Text("")
 
 

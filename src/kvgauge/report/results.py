@@ -40,6 +40,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
     reasons  why it is not valid, each with what to do
     proved   run-level entries: what was seen to carry the transfers: "backend", "provider", ...
+    remarks  cells: what does not make it wrong, but must be known to read it
     server   cells: what the server's own /metrics counted there; None when nothing was scraped
     load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
     """
@@ -56,6 +57,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     server: Server | None = None
     load_workers: int = 1
     load_workers_why: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from kvgauge.report.gains import gains_table
 from kvgauge.report.loads import load_tables
 from kvgauge.report.numbers import MIB, NONE, interval_text, number, plain, value_text, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
+from kvgauge.report.parts import part_lines, remark_lines
 from kvgauge.report.results import Results, RunResult, TestResult
 from kvgauge.report.server import server_line
 from kvgauge.stats.cells import PHASES
@@ -55,6 +56,7 @@ def _title(results: Results) -> "Iterator[RenderableType]":
         yield Text("")
         return
     facts = [f"plan {results.plan.get('source', 'not named')}"]
+    facts += ["quick acknowledgements (TCP_QUICKACK)"] if results.plan.get("quick_ack") else []
     if results.machine:
         facts += [f"{key} {value}" for key, value in results.machine.items() if isinstance(value, str | int | float)]
     yield Text(plain(" · ".join(facts)), style="dim")
@@ -93,7 +95,10 @@ def section_of(results: Results, test: TestResult) -> "Iterator[RenderableType]"
     else:
         yield _cells_table(test, notes)
         yield Text("")
+        for cell in rows.cells_of(test):
+            yield from (Text(plain(f"{cell}: {line}")) for line in part_lines(test, cell))
         yield from (Text(line) for line in _run_level(test, rows.deciding_cell(results), notes))
+    yield from (Text(plain(f"remark: {line}"), style="yellow") for line in remark_lines(test))
     for where, state, reasons in rows.not_valid(test):
         yield Text(plain(f"{where}: {state.upper()}: {'; '.join(reasons) or 'no reason given'}"), style=INVALID)
     waiting = [str(repetition) for repetition, state in rows.run_states(test) if state == "pending"]

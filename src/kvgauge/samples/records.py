@@ -44,6 +44,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     arrivals_user     of those, how many have our own stamp though the kernel was asked for one
     lag_ns_max, _mean from arrival to read, over the reads with the kernel's stamp; None when there was none
     tls           None: no TLS; whether the server's certificate was checked
+    fresh         its connection was made for it
+    first_byte_ns the answer's first byte, its head included
+    session, turn of a conversation: its number in the cell, and which of its requests this is, from 1 on
     tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
@@ -76,6 +79,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     lag_ns_max: int | None = None
     lag_ns_mean: int | None = None
     tls: Literal["verified", "unverified"] | None = None
+    fresh: bool | None = None
+    first_byte_ns: int | None = None
+    session: int | None = None
+    turn: int | None = None
 
     @property
     def ttft_ns(self) -> int | None:

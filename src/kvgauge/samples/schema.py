@@ -60,6 +60,10 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
         ("lag_ns_max", "int64", True),
         ("lag_ns_mean", "int64", True),
         ("tls", "string", True),
+        ("fresh", "bool", True),
+        ("first_byte_ns", "int64", True),
+        ("session", "int64", True),
+        ("turn", "int32", True),
     ),
     "arrivals": (
         ("run_id", "string", False),

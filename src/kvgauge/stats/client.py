@@ -77,10 +77,18 @@ def client_troubles(cell: Cell, exchanges: Sequence[Exchange]) -> list[str]:
     groups = [("this client", answered)]
     if len(workers) > 1:
         groups += [(f"load worker {worker} of this client", group) for worker, group in sorted(workers.items())]
-    judged = [group for group in groups if len({each.due_ns for each in group[1]}) >= TOO_FEW]
-    late = [] if cell.is_open else [found for who, group in judged if (found := _late(who, group)) is not None]
+    judged = [group for group in groups if _sends(group[1]) >= TOO_FEW]
+    sent = judged
+    if cell.is_open:  # a slot is there for later turns only
+        later = [(who, [each for each in group if (each.turn or 1) > 1]) for who, group in groups]
+        sent = [group for group in later if _sends(group[1]) >= TOO_FEW]
+    late = [found for who, group in sent if (found := _late(who, group)) is not None]
     lagging = [found for who, group in judged if (found := _lagging(who, group)) is not None]
     return [max(found, key=lambda trouble: trouble[0])[1] for found in (late, lagging) if found]
+
+
+def _sends(answered: Sequence[Exchange]) -> int:
+    return len({each.due_ns for each in answered})
 
 
 def _late(who: str, answered: Sequence[Exchange]) -> tuple[float, str] | None:

@@ -83,7 +83,8 @@ def _machine(use: MachineUse | Missing) -> dict[str, Estimate]:
 def first_request_penalty(exchanges: Sequence[Exchange]) -> Estimate:
     """TTFT of the run's very first request less the warm median of the same cell, in s.
 
-    The warm ones are that cell's measured requests, or its later warm-up where it measured none.
+    The warm ones are that cell's measured requests, or its later warm-up where it measured none; of conversations
+    their first turns, since later ones are longer.
     """
     if not exchanges:
         return missing("s", "no request was sent")
@@ -91,7 +92,9 @@ def first_request_penalty(exchanges: Sequence[Exchange]) -> Estimate:
     cold_ns = first.ttft_ns
     if first.failure is not None or cold_ns is None:
         return missing("s", f"the first request failed: {first.failure or 'no content'}")
-    later = [e for e in exchanges if e.cell == first.cell and e is not first and e.failure is None]
+    later = [
+        e for e in exchanges if e.cell == first.cell and e is not first and e.failure is None and e.turn in (None, 1)
+    ]
     measured = [e for e in later if not e.warmup] or later
     warm_ns = [ttft for e in measured if (ttft := e.ttft_ns) is not None]
     if not warm_ns:

@@ -4,6 +4,7 @@ from math import ceil
 
 from kvgauge.failures import TargetError
 from kvgauge.models import BLOCK_TOKENS, MODELS, blocks, copies, kv_bytes_per_token
+from kvgauge.plan.conversation import turns_mean, turns_most
 from kvgauge.plan.expand import under_way
 from kvgauge.plan.records import Cell, Test
 from kvgauge.serve.vocabulary import token_count
@@ -59,6 +60,12 @@ def _prompt(cell: Cell) -> int:
 
 
 def _text(cell: Cell) -> int:
+    """Most tokens of a prompt's text; of a conversation those of its last turn."""
+    before = turns_most(cell) - 1
+    if before and cell.dataset is not None:
+        return max(1, cell.dataset.whole_words_max) + before * (_answer(cell) + 2 * ROLE_TOKENS)
+    if before:
+        return (before + 1) * (cell.input_tokens or 1) + before * (_answer(cell) + 2 * ROLE_TOKENS)
     if cell.trace is not None:
         return cell.trace.input_tokens_max
     if cell.dataset is not None:
@@ -88,5 +95,6 @@ def _blocks(cell: Cell, answers: int) -> int:
     if cell.trace is not None:
         return blocks(ceil(cell.trace.input_tokens_mean + answers * cell.trace.output_tokens_mean))
     if cell.dataset is not None:
-        return blocks(ceil(cell.dataset.words_mean + answers * _answer(cell)))
+        before = (turns_mean(cell) - 1) * (cell.dataset.words_mean + _answer(cell))
+        return blocks(ceil(cell.dataset.words_mean + before + answers * _answer(cell)))
     return blocks(_prompt(cell) + answers * cell.output_tokens)
