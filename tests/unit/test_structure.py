@@ -22,6 +22,7 @@ ORDER = (
     ("target",),
     ("samples",),
     ("load",),
+    ("doctor",),
     ("scrape",),
     ("stats",),
     ("compare",),
