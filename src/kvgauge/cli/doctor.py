@@ -1,6 +1,7 @@
 """`kvgauge doctor`: what would go wrong on this machine or in this pod, and what to do about it."""
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,4 +172,4 @@ def _counted(count: int, level: str) -> str:
 
 def _plain(text: str) -> str:
     """What came from files and variables cannot steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text.replace(f"{Path.home()}/", "~/"))
+    return "".join(c if c.isprintable() else " " for c in text.replace(os.path.expanduser("~/"), "~/"))  # noqa: PTH111 - raises nothing where there is no home

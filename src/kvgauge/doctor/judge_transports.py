@@ -58,7 +58,7 @@ def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
         return
     said = f"UCX_TLS={value}"
     yield from _unknown(facts, said, words)
-    yield from _no_device(facts, said, names)
+    yield from _no_device(facts, said, words)
     yield from _slow(facts, needs, said, names)
     yield from _gpu_memory(facts, said, names)
 
@@ -101,32 +101,28 @@ def _unknown(facts: Facts, said: str, words: list[str]) -> Iterator[Finding]:
             )
 
 
-def _no_device(facts: Facts, said: str, names: frozenset[str]) -> Iterator[Finding]:
-    efa, others = facts.fabrics.of("efa"), [device for device in facts.fabrics.devices if device.kind != "efa"]
-    fallback = "to tcp, and says so in one WARN line" if "tcp" in names else "to nothing: NIXL raises NIXL_ERR_BACKEND"
-    if "srd" in names and not efa and names & BETWEEN_HOSTS <= {"srd", "tcp"}:
-        yield _finding(
-            "no_efa",
-            "warning",
-            f"{said} names srd, and there is no EFA device: UCX falls back {fallback}",
-            "an EFA device in this container",
-            "run where there is one, or take srd off the list",
-            "UCX 1.23: transport 'srd' is not available",
-        )
-    if names & CONNECTED and not others:
-        on_efa = "EFA has no RC: " if efa else ""
-        rest = (names & BETWEEN_HOSTS) - CONNECTED - ({"srd"} if not efa else set())
-        yield _finding(
-            "no_rc",
-            "warning",
-            f"{said}: {on_efa}no adapter here does {_listed(names & CONNECTED)}; left between hosts: "
-            f"{_listed(rest) or 'nothing'}",
-            "srd on EFA, or an InfiniBand or RoCE adapter",
-            "UCX_TLS=srd,cuda_copy,cuda_ipc,sm,self on EFA"
-            if efa
-            else "run where there is one, or take it off the list",
-            "docs/doctor.md, UCX on EFA",
-        )
+def _no_device(facts: Facts, said: str, words: list[str]) -> Iterator[Finding]:
+    """Names that no device here can carry: UCX leaves them out as long as one other is left."""
+    efa = bool(facts.fabrics.of("efa"))
+    adapters = any(device.kind != "efa" for device in facts.fabrics.devices)
+    possible = {"srd", "ud_verbs"} if efa else set()
+    possible |= (RDMA - {"srd"}) if adapters else set()
+    of_word = {word: expand(word)[1] for word in words}
+    absent = [word for word, names in of_word.items() if names and names <= RDMA and not names & possible]
+    if not absent:
+        return
+    left = frozenset().union(*of_word.values()) & (possible | {"tcp"})
+    fallback = "; UCX falls back to tcp and says so in one WARN line" if left == {"tcp"} else ""
+    nothing = "nothing: NIXL raises NIXL_ERR_BACKEND"
+    yield _finding(
+        "no_device",
+        "warning",
+        f"{said}: no device here does {', '.join(absent)}{' (EFA has no RC)' if efa else ''}; left between hosts: "
+        f"{_listed(left) or nothing}{fallback}",
+        "srd on EFA, rc or dc on an InfiniBand or RoCE adapter",
+        "UCX_TLS=srd,cuda_copy,cuda_ipc,sm,self on EFA" if efa else "run where there is one, or take it off the list",
+        "docs/doctor.md, UCX_TLS; UCX 1.23: transport 'srd' is not available",
+    )
 
 
 def _slow(facts: Facts, needs: Needs, said: str, names: frozenset[str]) -> Iterator[Finding]:
