@@ -32,9 +32,9 @@ class Machine:
         made.parent.mkdir(parents=True, exist_ok=True)
         made.symlink_to(target)
 
-    def interface(self, name: str, *, flags: int = 0x1043, state: str = "up", mtu: int = 1500) -> None:
+    def interface(self, name: str, *, flags: int = 0x1043, mtu: int = 1500) -> None:
         own = f"/sys/class/net/{name}"
-        self.write({f"{own}/flags": hex(flags), f"{own}/operstate": state, f"{own}/mtu": mtu})
+        self.write({f"{own}/flags": hex(flags), f"{own}/mtu": mtu})
 
     def rdma(self, name: str, driver: str, link: str, state: str = "4: ACTIVE", **files: object) -> None:
         own = f"/sys/class/infiniband/{name}"
@@ -70,7 +70,7 @@ def laptop(
     )
     for core in range(cores):
         machine.write({f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "powersave"})
-    machine.interface("lo", flags=0x49, state="unknown")
+    machine.interface("lo", flags=0x49)
     machine.interface("wlp1s0")
     machine.write({"/sys/class/net/wlp1s0/wireless/x": ""})
     return machine

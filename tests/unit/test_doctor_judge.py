@@ -6,10 +6,10 @@ import pytest
 import trees
 from kvgauge.builds.pins import known_versions
 from kvgauge.doctor import fabrics, host, judge_transports, judge_variables, needs
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.examine import judge, unread
 from kvgauge.doctor.records import Attempt, Facts, FoundBuild, Plugin
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.cgroups import Cgroups
+from kvgauge.evidence.tree import Tree
 from kvgauge.plan import read
 from trees import GIB, MIB
 
@@ -30,7 +30,11 @@ def facts_of(
 ):
     tree = Tree(machine.root)
     cgroups, variables = Cgroups(tree), variables or {}
-    names = [name for name in tree.names("/sys/class/net") if name != "lo"]
+    seen = {
+        name: (tree.number(f"/sys/class/net/{name}/flags"), None if name == "lo" else address)
+        for name in tree.names("/sys/class/net")
+    }
+    names = [name for name in seen if name != "lo"]
     facts = Facts(
         memory=host.memory(tree, cgroups, shm),
         limits=host.limits(tree, cgroups),
@@ -40,7 +44,7 @@ def facts_of(
         place=host.place(tree, variables),
         fabrics=fabrics.fabrics(tree, LIBRARIES.get),
         gpus=fabrics.gpus(tree, libcuda),
-        network=fabrics.network(tree, dict.fromkeys(names, address), names[-1] if names else None),
+        network=fabrics.network(tree, seen, names[-1] if names else None),
         variables=variables,
     )
     return msgspec.structs.replace(facts, **more)
@@ -118,7 +122,7 @@ def test_the_lock_capability_lifts_the_limit(tmp_path):
 
 def test_an_infiniband_host_without_peer_memory_is_warned_of_and_a_port_that_is_down_named(tmp_path):
     found, examination = said(facts_of(trees.infiniband(tmp_path)))
-    assert "UCX over ib: 8 mlx5 devices are here" in examination.looked_for
+    assert "asked for: UCX over ib (8 mlx5 devices are here)" in examination.looked_for
     assert (found["fabric.mlx5"].level, "not active: mlx5_7" in found["fabric.mlx5"].seen) == ("warning", True)
     assert found["gpu.direct"].level == "warning"
     assert "nvidia_peermem" in found["gpu.direct"].remedy
@@ -159,7 +163,7 @@ def test_a_plan_over_tcp_on_a_laptop_asks_for_nothing_it_does_not_use(tmp_path):
 
 def test_libfabric_over_tcp_needs_an_interface_that_is_not_loopback_and_ucx_does_not(tmp_path):
     machine = trees.Machine(tmp_path)
-    machine.interface("lo", flags=0x49, state="unknown")
+    machine.interface("lo", flags=0x49)
     facts = facts_of(machine)
     assert said(facts, a_plan(fabric="tcp"))[0]["network.bound"].level == "problem"
     assert said(facts, a_plan(backend="UCX", fabric="tcp"))[0]["network.bound"].level == "note"
@@ -167,7 +171,7 @@ def test_libfabric_over_tcp_needs_an_interface_that_is_not_loopback_and_ucx_does
 
 def test_loopback_that_is_down_is_a_problem(tmp_path):
     machine = trees.laptop(tmp_path)
-    machine.interface("lo", flags=0x8, state="down")
+    machine.interface("lo", flags=0x8)
     assert said(facts_of(machine))[0]["network.loopback"].level == "problem"
 
 

@@ -13,9 +13,9 @@ from kvgauge.builds import elf, install
 from kvgauge.builds.records import Build, BuildSource
 from kvgauge.doctor import attempts, examine, live, plugins
 from kvgauge.doctor.attempts import Try
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.loader import Loader
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.cgroups import Cgroups
+from kvgauge.evidence.tree import Tree
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 

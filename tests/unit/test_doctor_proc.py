@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import trees
 from kvgauge.builds.elf import NotAnElfFile
 from kvgauge.builds.links import links, read_links
-from kvgauge.doctor import proc
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.loader import Loader, highest
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence import proc
+from kvgauge.evidence.cgroups import Cgroups
+from kvgauge.evidence.machine import read_available_memory
+from kvgauge.evidence.tree import Tree
 from trees import GIB
 
 NAMES = st.text(string.ascii_letters + "_", min_size=1, max_size=20)
@@ -216,3 +217,9 @@ def test_a_library_for_another_machine_is_passed_over(tmp_path):
     right = trees.library(root / "usr/lib/libx.so.1")
     user = trees.library(tmp_path / "user.so", needed=("libx.so.1",))
     assert Loader(Tree(root)).resolve(user).found["libx.so.1"] == right
+
+
+@pytest.mark.parametrize("pod", [trees.pod_v1, trees.pod_v2])
+def test_what_a_run_may_take_is_bounded_by_the_pod_too(tmp_path, pod):
+    machine = pod(trees.laptop(tmp_path), limit=3 * GIB, used=0)
+    assert read_available_memory(Tree(machine.root)) == 3 * GIB

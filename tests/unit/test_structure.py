@@ -35,7 +35,7 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally",
         "evidence.prometheus", "evidence.known_metrics",
         "scrape.changes", "switch",
-        "doctor.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",
+        "evidence.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",
         "doctor.judge_memory", "doctor.judge_network", "doctor.judge_processor", "doctor.judge_transports",
         "doctor.judge_variables",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip

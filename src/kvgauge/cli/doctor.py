@@ -140,12 +140,12 @@ def _told(finding: "Finding") -> "Text":
     """What was seen; below it, unless it is fine, what was needed, what to do and where that stands."""
     from rich.text import Text
 
-    text = Text(_plain(finding.seen))
     if finding.level == "ok":
-        return text
+        return Text(_plain(finding.seen))
+    text = Text().append(_plain(finding.seen), style="bold")
     for head, said in (("needed", finding.needed), ("do", finding.remedy)):
         if said:
-            text.append(f"\n{head}: ", style="bold")
+            text.append(f"\n{head}: ", style="italic")
             text.append(_plain(said))
     text.append(f"\n[{_plain(finding.source)}]", style="dim")
     return text

@@ -26,11 +26,11 @@ from kvgauge.doctor import (
     needs,
     plugins,
 )
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.loader import Loader, highest
 from kvgauge.doctor.needs import Needs
 from kvgauge.doctor.records import LEVELS, Examination, Fabrics, Facts, FoundBuild, NotLooked, Plugin
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.cgroups import Cgroups
+from kvgauge.evidence.tree import Tree
 from kvgauge.plan.records import Plan
 from kvgauge.target.interfaces import first_outward
 
@@ -52,7 +52,7 @@ def judge(facts: Facts, asked: Needs) -> Examination:
     """All rules over all facts, the worst first. Pure."""
     found = [finding for rule in RULES for finding in rule.judge(facts, asked)]
     return Examination(
-        looked_for="; ".join((asked.looked_for, *asked.why)),
+        looked_for=f"{asked.looked_for}; asked for: {', '.join(asked.why)}" if asked.why else asked.looked_for,
         findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
         not_looked=(*facts.not_looked, *judge_fabrics.not_looked(facts, asked)),
     )
@@ -79,7 +79,7 @@ def collect(plan: Plan | None, sites: Sequence[Path] = ()) -> Facts:
         place=host.place(tree, variables),
         fabrics=with_libfabrics(fabrics.fabrics(tree, lambda name: _text(loader.find(name))), loader),
         gpus=msgspec.structs.replace(gpus, tool=tool),
-        network=fabrics.network(tree, live.addresses(), outward[0] if outward else None),
+        network=fabrics.network(tree, live.interfaces(), outward[0] if outward else None),
         builds=builds,
         variables=judge_variables.kept(variables),
         disk_free=live.disk_free([cache_folder(), Path.cwd()]),

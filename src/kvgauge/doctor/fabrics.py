@@ -3,16 +3,15 @@
 import re
 from collections.abc import Callable
 
-from kvgauge.doctor import proc
 from kvgauge.doctor.records import Fabrics, Gpus, Interface, Network, RdmaDevice
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence import proc
+from kvgauge.evidence.tree import Tree
+from kvgauge.target.interfaces import IFF_LOOPBACK, IFF_RUNNING, IFF_UP
 
 EFA_VENDOR = 0x1D0F  # Amazon, as PCI knows it
 LOOKED_FOR = ("libibverbs.so.1", "libefa.so.1", "libmlx5.so.1", "librdmacm.so.1", "libgdrapi.so.2")
 MODULES = ("efa", "efa_nv_peermem", "nvidia_peermem", "nv_peer_mem", "gdrdrv", "nvidia", "ib_uverbs", "mlx5_ib")
 _IB = "/sys/class/infiniband"
-_NET = "/sys/class/net"
-_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _INSTALLER = re.compile(r"EFA installer version:\s*(\S+)")
 
 
@@ -64,30 +63,24 @@ def gpus(tree: Tree, libcuda: str | None) -> Gpus:
     )
 
 
-def network(tree: Tree, addresses: dict[str, str], bound: str | None) -> Network:
-    """addresses  interface -> its IPv4 address, asked of the kernel;  bound: the one kvgauge would choose"""
+def network(tree: Tree, seen: dict[str, tuple[int, str | None]], bound: str | None) -> Network:
+    """seen   interface -> (flags, IPv4 address), asked of the kernel: /sys may show another network namespace's
+    bound  the one kvgauge would choose
+    """
     return Network(
-        interfaces=tuple(
-            _interface(tree, name, addresses.get(name))
-            for name in tree.names(_NET)
-            if tree.exists(f"{_NET}/{name}/flags")
-        ),
+        interfaces=tuple(_interface(tree, name, flags, address) for name, (flags, address) in seen.items()),
         bound=bound,
         ports=proc.port_range(tree.text("/proc/sys/net/ipv4/ip_local_port_range") or ""),
     )
 
 
-def _interface(tree: Tree, name: str, address: str | None) -> Interface:
-    own = f"{_NET}/{name}"
-    flags = tree.number(f"{own}/flags") or 0
-    loopback = bool(flags & _IFF_LOOPBACK)
-    state = tree.word(f"{own}/operstate")
+def _interface(tree: Tree, name: str, flags: int, address: str | None) -> Interface:
+    own = f"/sys/class/net/{name}"
     speed = tree.number(f"{own}/speed")
     return Interface(
         name=name,
-        # sysfs does not show IFF_RUNNING on every kernel; loopback's state is "unknown"
-        up=bool(flags & _IFF_UP) and (bool(flags & _IFF_RUNNING) or state in ("up", "unknown")),
-        loopback=loopback,
+        up=bool(flags & IFF_UP and flags & (IFF_RUNNING | IFF_LOOPBACK)),
+        loopback=bool(flags & IFF_LOOPBACK),
         address=address,
         mtu=tree.number(f"{own}/mtu"),
         speed_mbit=speed if speed and speed > 0 else None,

@@ -1,9 +1,9 @@
 """Memory, limits, processor and place, read below a root."""
 
-from kvgauge.doctor import proc
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.records import Limits, Memory, Place, Processor
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence import proc
+from kvgauge.evidence.cgroups import Cgroups
+from kvgauge.evidence.tree import Tree
 
 _CPUS = "/sys/devices/system/cpu"
 _CLOCK = "/sys/devices/system/clocksource/clocksource0"

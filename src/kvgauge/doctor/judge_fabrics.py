@@ -61,6 +61,7 @@ def _devices(facts: Facts, needs: Needs) -> Iterator[Finding]:
         if others:
             continue
         asked = fabric in needs.fabrics
+        instead = "set fabric: tcp in the plan" if needs.plan else "unset the variable that asks for it"
         if asked or (needs.plan is None and not kinds and fabric == "efa"):
             yield Finding(
                 key=f"fabric.{fabric}_missing",
@@ -70,7 +71,7 @@ def _devices(facts: Facts, needs: Needs) -> Iterator[Finding]:
                 if asked
                 else "no EFA, InfiniBand or RoCE device: both backends can only use tcp",
                 needed=how if asked else "one, for figures that say something about EFA or InfiniBand",
-                remedy=f"run where there is one, or set fabric: tcp in the plan (in a pod: {_resource(fabric)})"
+                remedy=f"run where there is one (a pod needs {_resource(fabric)}), or {instead}"
                 if asked
                 else "nothing for a rehearsal; results say that they do not transfer",
                 source=_IB,

@@ -1,4 +1,4 @@
-"""What only the running kernel tells: addresses, free space, a second of watching, what a clock reading costs."""
+"""What only the running kernel tells: interfaces, free space, a second of watching, what a clock reading costs."""
 
 import fcntl
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from kvgauge.doctor.cgroups import Cgroups
 from kvgauge.doctor.records import Processor
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.machine import parse_stat
-from kvgauge.target.interfaces import SIOCGIFADDR
+from kvgauge.evidence.tree import Tree
+from kvgauge.target.interfaces import SIOCGIFADDR, SIOCGIFFLAGS
 
 WATCH_S = 0.8
 CLOCK_READINGS = 2000
@@ -75,16 +75,21 @@ def clock_read_ns() -> int:
     return least or 0
 
 
-def addresses() -> dict[str, str]:
-    """Interface -> its first IPv4 address."""
-    found = {}
+def interfaces() -> dict[str, tuple[int, str | None]]:
+    """Interface of this network namespace -> (its flags, its first IPv4 address)."""
+    found: dict[str, tuple[int, str | None]] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _index, name in socket.if_nameindex():
+            asked = struct.pack("256s", name.encode()[:15])
             try:
-                raw = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                flags = struct.unpack("H", fcntl.ioctl(probe, SIOCGIFFLAGS, asked)[16:18])[0]
             except OSError:
-                continue
-            found[name] = socket.inet_ntoa(raw[20:24])
+                continue  # gone meanwhile
+            try:
+                address = socket.inet_ntoa(fcntl.ioctl(probe, SIOCGIFADDR, asked)[20:24])
+            except OSError:
+                address = None
+            found[name] = (flags, address)
     return found
 
 

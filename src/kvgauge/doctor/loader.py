@@ -1,12 +1,13 @@
 """Where the dynamic loader would find a library, and what a plugin then lacks: ld.so(8), without loading anything."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvgauge.builds.elf import NotAnElfFile
 from kvgauge.builds.links import Links, read_links
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.tree import Tree
 
 LIBRARIES_MAX = 400
 INCLUDES_MAX = 8
@@ -23,6 +24,7 @@ class Loader:
 
     def __init__(self, tree: Tree, library_path: str = "") -> None:
         self._tree = tree
+        self._root = str(tree.root).rstrip("/")
         self._seen: dict[Path, Links | None] = {}
         self._asked = [folder for folder in library_path.split(":") if folder]
         self._configured = [*_configured(tree, "/etc/ld.so.conf"), *_DEFAULTS]
@@ -95,7 +97,7 @@ class Loader:
         return old
 
     def _search(self, soname: str, needing: Path, links: Links) -> Path | None:
-        origin = str(needing.resolve().parent)
+        origin = os.path.realpath(needing.parent)
         own = [re.sub(r"\$\{?ORIGIN\}?", lambda _match: origin, folder) for folder in links.paths]
         folders = [*own, *self._asked] if links.early else [*self._asked, *own]
         return self._first(soname, [*folders, *self._configured], links.machine, own=frozenset(own))
@@ -105,8 +107,11 @@ class Loader:
     ) -> Path | None:
         for folder in folders:
             # a plugin's own folders are real already; all others lie below the root
-            path = (Path(folder) if folder in own else self._tree.path(folder)) / soname
-            if _is_file(path) and (machine is None or (links := self.links(path)) is None or links.machine == machine):
+            at = f"{folder}/{soname}" if folder in own else f"{self._root}{folder}/{soname}"
+            if not os.path.isfile(at):  # noqa: PTH113 - asked thousands of times
+                continue
+            path = Path(at)
+            if machine is None or (links := self.links(path)) is None or links.machine == machine:
                 return path
         return None
 

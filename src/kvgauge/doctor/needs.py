@@ -70,7 +70,7 @@ def of_plan(plan: Plan) -> Needs:
     return Needs(
         looked_for=f"plan {plan.name} ({plan.source})",
         asked=asked,
-        why=tuple(f"{backend} over {fabric}: the plan's tests" for backend, fabric in asked),
+        why=tuple(f"{backend} over {fabric}" for backend, fabric in asked),
         plan=plan,
     )
 
@@ -98,5 +98,5 @@ def of_machine(facts: Facts) -> Needs:
     return Needs(
         looked_for="this machine",
         asked=tuple(found),
-        why=tuple(f"{backend} over {over}: {reason}" for (backend, over), reason in found.items()),
+        why=tuple(f"{backend} over {over} ({reason})" for (backend, over), reason in found.items()),
     )

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from kvgauge.doctor.proc import keyed
-from kvgauge.doctor.tree import Tree
+from kvgauge.evidence.proc import keyed
+from kvgauge.evidence.tree import Tree
 
 UNLIMITED_FROM = 1 << 60  # v1 writes "no limit" as the largest page-aligned number
 DEPTH_MAX = 32
