@@ -348,6 +348,13 @@ def test_a_silent_fall_back_to_tcp_without_efa_is_foretold(tmp_path):
     assert "falls back to tcp" in found["ucx_no_device"].seen
 
 
+def test_a_plan_for_ucx_over_efa_with_the_workshops_tcp_list_is_a_problem(tmp_path):
+    facts = facts_of(trees.efa_p5(tmp_path), variables={"UCX_TLS": "tcp,cuda_copy,cuda_ipc,sm,self"})
+    found, examination = said(facts, a_plan(backend="UCX"))
+    assert found["variables.ucx_tcp_only"].level == "problem"
+    assert examination.exit_code == 1
+
+
 def test_reading_gpu_memory_over_tcp_is_emulated(tmp_path):
     machine = trees.laptop(tmp_path)
     trees.gpus(machine, "NVIDIA H100", 1)

@@ -143,14 +143,15 @@ def _shm(facts: Facts, needs: Needs) -> Iterator[Finding]:
 def _huge(facts: Facts, needs: Needs) -> Iterator[Finding]:
     """libfabric's EFA provider keeps its buffers in huge pages unless told otherwise."""
     memory, variables = facts.memory, facts.variables
-    if ("LIBFABRIC", "efa") not in needs.asked:
+    devices = len(facts.fabrics.of("efa"))
+    if ("LIBFABRIC", "efa") not in needs.asked or not devices:
         return
     asked = variables.get("FI_EFA_USE_HUGE_PAGE", "").lower()
     source = "fi_efa(7); 110 MB an endpoint: bottlerocket-core-kit#141, from AWS's efa-config"
     free = memory.huge_free * memory.huge_page
     if memory.huge_limit is not None:
         free = min(free, memory.huge_limit)
-    wanted = max(1, len(facts.fabrics.of("efa"))) * ENDPOINT_HUGE_BYTES
+    wanted = devices * ENDPOINT_HUGE_BYTES
     has = f"{size(free)} of huge pages free"
     off = asked in _OFF if asked else variables.get("FI_EFA_FORK_SAFE", "").lower() not in ("", *_OFF)
     if off or free >= wanted:

@@ -127,7 +127,8 @@ def _no_device(facts: Facts, said: str, words: list[str]) -> Iterator[Finding]:
 
 def _slow(facts: Facts, needs: Needs, said: str, names: frozenset[str]) -> Iterator[Finding]:
     efa = bool(facts.fabrics.of("efa"))
-    asked = ("UCX", "efa" if efa else "ib") in needs.asked and needs.plan is not None
+    rdma = {("UCX", "efa"), ("UCX", "ib")} & set(needs.asked)
+    asked = bool(rdma) and needs.plan is not None
     if not names & BETWEEN_HOSTS:
         yield _finding(
             "no_network",
@@ -137,11 +138,16 @@ def _slow(facts: Facts, needs: Needs, said: str, names: frozenset[str]) -> Itera
             "add one; without, NIXL raises NIXL_ERR_BACKEND",
             "docs/doctor.md, UCX_TLS",
         )
-    elif facts.fabrics.devices and not names & RDMA:
+    elif (rdma or facts.fabrics.devices) and not names & RDMA:
         yield _finding(
             "tcp_only",
             "problem" if asked else "warning",
-            f"{said} leaves only tcp between hosts, and there are {len(facts.fabrics.devices)} RDMA devices",
+            f"{said} leaves only tcp between hosts, "
+            + (
+                f"and {' and '.join(sorted(fabric for _, fabric in rdma))} is asked for"
+                if rdma
+                else "and there are RDMA devices"
+            ),
             "srd on EFA, rc on InfiniBand: a comparison with LIBFABRIC is one with TCP otherwise",
             "unset it, or srd (EFA), rc (InfiniBand) in place of tcp: UCX_TLS=srd,cuda_copy,cuda_ipc,sm,self",
             "docs/doctor.md, UCX on EFA",
