@@ -136,6 +136,17 @@ def test_the_open_driver_brings_gpudirect_by_dmabuf(tmp_path):
     assert "dmabuf" in said(facts_of(machine))[0]["gpu.direct"].seen
 
 
+def test_gpu_memory_that_others_hold_is_named_and_an_idle_gpu_is_not(tmp_path):
+    machine = trees.laptop(tmp_path)
+    trees.gpus(machine, "NVIDIA H100", 2)
+    facts = facts_of(machine)
+    tool = "NVIDIA H100, 580.1, 70656 MiB, 81559 MiB\nNVIDIA H100, 580.1, 4 MiB, 81559 MiB\nodd line"
+    found, _ = said(msgspec.structs.replace(facts, gpus=msgspec.structs.replace(facts.gpus, tool=tool)))
+    assert "GPU 0: 70,656 of 81,559 MiB" in found["gpu.in_use"].seen
+    assert "GPU 1" not in found["gpu.in_use"].seen
+    assert "cannot register GPU memory" in found["gpu.libfabric_tcp"].seen
+
+
 def test_a_gpu_without_libcuda_is_a_problem(tmp_path):
     assert said(facts_of(trees.infiniband(tmp_path), libcuda=None))[0]["gpu.libcuda"].level == "problem"
 
@@ -355,13 +366,25 @@ def test_a_plan_for_ucx_over_efa_with_the_workshops_tcp_list_is_a_problem(tmp_pa
     assert examination.exit_code == 1
 
 
-def test_reading_gpu_memory_over_tcp_is_emulated(tmp_path):
+@pytest.mark.parametrize(
+    ("count", "variables", "level"),
+    [
+        (1, {"UCX_TLS": "tcp,cuda_copy,cuda_ipc,sm,self"}, "warning"),
+        (1, {}, "warning"),
+        (8, {}, "note"),
+        (1, {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "on"}, None),
+    ],
+)
+def test_reading_gpu_memory_without_rdma_or_nvlink_is_emulated_unless_ucx_is_told(tmp_path, count, variables, level):
     machine = trees.laptop(tmp_path)
-    trees.gpus(machine, "NVIDIA H100", 1)
-    assert (
-        "emulated"
-        in keys(facts_of(machine, variables={"UCX_TLS": "tcp,cuda_copy,cuda_ipc,sm,self"}))["ucx_emulation"].seen
-    )
+    trees.gpus(machine, "NVIDIA H100", count)
+    finding = keys(facts_of(machine, variables=variables)).get("ucx_emulation")
+    assert (finding and finding.level) == level
+
+
+def test_with_rdma_devices_or_without_gpus_nothing_is_said_of_emulation(tmp_path):
+    assert "ucx_emulation" not in keys(facts_of(trees.infiniband(tmp_path / "ib")))
+    assert "ucx_emulation" not in keys(facts_of(trees.laptop(tmp_path / "laptop")))
 
 
 def test_for_kvgauges_own_workers_variables_are_notes_since_they_see_none(tmp_path):

@@ -16,7 +16,8 @@ def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
     yield from _libraries(facts, needs)
     yield from _libfabric(facts)
     yield from _gpus(facts, needs)
-    yield from _direct(facts)
+    yield from _in_use(facts)
+    yield from _direct(facts, needs)
 
 
 def not_looked(facts: Facts, needs: Needs) -> Iterator[NotLooked]:
@@ -225,10 +226,41 @@ def _gpus(facts: Facts, needs: Needs) -> Iterator[Finding]:
         )
 
 
-def _direct(facts: Facts) -> Iterator[Finding]:
+def _in_use(facts: Facts) -> Iterator[Finding]:
+    """Memory that other processes hold, as nvidia-smi says: name, driver, used, total of each GPU."""
+    busy = []
+    for index, line in enumerate((facts.gpus.tool or "").splitlines()):
+        cells = [cell.strip().removesuffix(" MiB") for cell in line.split(",")]
+        if len(cells) == 4 and cells[2].isdecimal() and cells[3].isdecimal() and int(cells[2]) * 10 > int(cells[3]):
+            busy.append(f"GPU {index}: {int(cells[2]):,} of {int(cells[3]):,} MiB")
+    if busy:
+        yield Finding(
+            key="gpu.in_use",
+            level="note",
+            area="gpu",
+            seen=f"memory of {_some(len(busy), 'GPU')} is in use already ({', '.join(busy[:8])})",
+            needed="it free, where an engine is to start: Qwen3-0.6B took about 69 GB of one (model and KV pool)",
+            remedy="end what holds it, or lower gpu_memory_utilization",
+            source="nvidia-smi",
+        )
+
+
+def _direct(facts: Facts, needs: Needs) -> Iterator[Finding]:
     """GPUDirect RDMA: peer memory modules, or dmabuf of an open driver on a new kernel."""
     fabrics, gpus = facts.fabrics, facts.gpus
-    if not gpus.there or not fabrics.devices:
+    if not gpus.there:
+        return
+    if not fabrics.devices:
+        if needs.engines:
+            yield Finding(
+                key="gpu.libfabric_tcp",
+                level="note",
+                area="gpu",
+                seen="GPUs, and no RDMA device: LIBFABRIC over tcp cannot register GPU memory",
+                needed="an RDMA device, or KV in host memory: NIXL says NIXL_ERR_NOT_FOUND otherwise",
+                remedy="kv_buffer_device: cpu (vLLM), or UCX",
+                source="docs/gpu.md",
+            )
         return
     dmabuf = gpus.open_module and facts.place.kernel_release >= DMABUF_SINCE
     efa = fabrics.of("efa")
