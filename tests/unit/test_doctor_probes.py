@@ -170,9 +170,11 @@ def test_a_python_environment_is_searched_without_importing_it(tmp_path):
 def test_an_active_environment_and_named_folders_are_searched(tmp_path):
     site = tmp_path / "env" / "lib" / "python3.12" / "site-packages"
     site.mkdir(parents=True)
-    found = examine.site_folders([tmp_path], {"VIRTUAL_ENV": str(tmp_path / "env")})
+    image = tmp_path / "root" / "opt" / "dynamo" / "venv" / "lib" / "python3.12" / "site-packages"
+    image.mkdir(parents=True)
+    found = examine.site_folders([tmp_path], {"VIRTUAL_ENV": str(tmp_path / "env")}, tmp_path / "root")
     assert found[0] == tmp_path.resolve()
-    assert site.resolve() in found
+    assert {site.resolve(), image.resolve()} <= set(found)
 
 
 def test_installs_by_hand_bundles_and_nixl_plugin_dir_are_found(tmp_path):

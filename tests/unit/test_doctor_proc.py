@@ -202,6 +202,18 @@ def test_the_search_goes_rpath_library_path_runpath_configured_folders(tmp_path)
     assert taken(runpath=True, library_path="", paths="") == "conf"
 
 
+def test_only_what_the_loader_would_not_find_is_loaded_by_hand_and_dependencies_first(tmp_path):
+    beside = tmp_path / "core"
+    plugin = trees.library(tmp_path / "plugin.so", needed=("libucp.so", "libserdes.so"))
+    trees.library(beside / "libucp.so", needed=("libucs.so",), paths="$ORIGIN")  # finds libucs by itself
+    trees.library(beside / "libucs.so")
+    trees.library(beside / "libserdes.so", needed=("libcore.so",))  # does not find libcore
+    trees.library(beside / "libcore.so")
+    found = Loader(Tree(tmp_path / "root")).resolve(plugin, beside=[beside])
+    assert found.missing == {}
+    assert [path.name for path in found.by_hand] == ["libcore.so", "libserdes.so", "libucp.so"]
+
+
 def test_what_is_loaded_before_is_found_by_its_soname(tmp_path):
     plugin = trees.library(tmp_path / "plugin.so", needed=("libcuda.so.1",))
     before = trees.library(tmp_path / "elsewhere" / "libcuda.so.1")

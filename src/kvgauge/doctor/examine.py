@@ -32,10 +32,19 @@ from kvgauge.doctor.records import LEVELS, Examination, Fabrics, Facts, FoundBui
 from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.tree import Tree
 from kvgauge.plan.records import Plan
-from kvgauge.target.interfaces import first_outward
 
-TRIES_S = 1.6  # for all plugins together, after the second of watching
+TRIES_S = 2.0  # for all plugins together, after the second of watching
 SMI_S = 1.6
+# Where images of vLLM, TensorRT-LLM, SGLang and Dynamo keep their packages.
+IMAGE_SITES = (
+    "usr/local/lib/python3*/dist-packages",
+    "usr/local/lib/python3*/site-packages",
+    "usr/lib/python3*/dist-packages",
+    "usr/lib/python3*/site-packages",
+    "opt/venv/lib/python3*/site-packages",
+    "opt/*/venv/lib/python3*/site-packages",
+)
+SITES_MAX = 20
 RULES = (judge_memory, judge_processor, judge_fabrics, judge_builds, judge_network, judge_variables)
 
 
@@ -54,7 +63,7 @@ def judge(facts: Facts, asked: Needs) -> Examination:
     return Examination(
         looked_for=f"{asked.looked_for}; asked for: {', '.join(asked.why)}" if asked.why else asked.looked_for,
         findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
-        not_looked=(*facts.not_looked, *judge_fabrics.not_looked(facts, asked)),
+        not_looked=(*facts.not_looked, *judge_builds.not_looked(facts, asked), *judge_fabrics.not_looked(facts, asked)),
     )
 
 
@@ -69,7 +78,6 @@ def collect(plan: Plan | None, sites: Sequence[Path] = ()) -> Facts:
         candidates, missing = find_builds(plan, loader, sites, variables, Path(scratch))
         builds = tuple(_tried(candidates, plan))
         tool, why = smi.result()
-    outward = first_outward()
     libcuda = loader.find("libcuda.so.1")
     gpus = fabrics.gpus(tree, str(libcuda) if libcuda else None)
     facts = Facts(
@@ -79,10 +87,10 @@ def collect(plan: Plan | None, sites: Sequence[Path] = ()) -> Facts:
         place=host.place(tree, variables),
         fabrics=with_libfabrics(fabrics.fabrics(tree, lambda name: _text(loader.find(name))), loader),
         gpus=msgspec.structs.replace(gpus, tool=tool),
-        network=fabrics.network(tree, live.interfaces(), outward[0] if outward else None),
+        network=fabrics.network(tree, live.interfaces(), live.outward()),
         builds=builds,
         variables=judge_variables.kept(variables),
-        disk_free=live.disk_free([cache_folder(), Path.cwd()]),
+        disk_free=live.disk_free([cache_folder(), Path()]),
     )
     unseen = [*missing, *unread(facts)]
     if gpus.there and why is not None:
@@ -107,12 +115,14 @@ def find_builds(
     return found, missing
 
 
-def site_folders(given: Sequence[Path], variables: dict[str, str]) -> list[Path]:
-    """Where Python packages of engines lie: this Python's path, an active environment's, and what was named."""
+def site_folders(given: Sequence[Path], variables: dict[str, str], root: Path = Path("/")) -> list[Path]:
+    """Where Python packages of engines lie: what was named, this Python's path, an active environment's, an image's."""
     folders = [*given, *(Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages")))]
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if prefix := variables.get(name):
             folders += sorted(Path(prefix).glob("lib/python3*/site-packages"))
+    for pattern in IMAGE_SITES:
+        folders += sorted(root.glob(pattern))[:SITES_MAX]
     return list(dict.fromkeys(folder.resolve() for folder in folders))
 
 
@@ -121,7 +131,7 @@ def _tried(candidates: list[plugins.Candidate], plan: Plan | None) -> list[Found
     newest = max((c.build.name for c in candidates if c.build.origin == "published"), key=_release, default=None)
     chosen = [
         (candidate.build.name, backend, attempt)
-        for candidate in candidates
+        for candidate in sorted(candidates, key=lambda each: each.build.origin == "published")  # others first
         for backend, attempt in candidate.tries.items()
         if backend == "LIBFABRIC"
         or plan is not None
@@ -167,10 +177,6 @@ def unread(facts: Facts) -> list[NotLooked]:
         missing.append(NotLooked(what="CPU frequency governor", why=f"no scaling_governor in /sys: {hidden}"))
     if processor.clock is None:
         missing.append(NotLooked(what="clock source", why="/sys/devices/system/clocksource cannot be read"))
-    late = [f"{plugin.backend} of {build.name}" for build in facts.builds for plugin in build.plugins
-            if plugin.attempt is not None and plugin.attempt.ended == "no end"]  # fmt: skip
-    if late:
-        missing.append(NotLooked(what=f"whether {', '.join(late)} opens", why="it did not within its time here"))
     return missing
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from kvgauge.doctor.needs import Needs
-from kvgauge.doctor.records import Facts, Finding, FoundBuild, Level, Plugin
+from kvgauge.doctor.records import Facts, Finding, FoundBuild, Level, NotLooked, Plugin
 
 # Which libfabric brings which symbol version: libfabric.map.in of each release.
 FABRIC_SINCE = {
@@ -47,6 +47,18 @@ def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
     yield from _not_installed(facts, needs)
 
 
+def not_looked(facts: Facts, needs: Needs) -> Iterator[NotLooked]:
+    """Plugins that did not open in their time: whether they hang or the machine was busy is not known."""
+    for build in facts.builds:
+        for plugin in build.plugins:
+            if plugin.attempt is not None and plugin.attempt.ended == "no end":
+                yield NotLooked(
+                    what=f"whether {plugin.backend} of {_name(build)} opens",
+                    why=plugin.attempt.detail,
+                    needed=wanted(build, plugin.backend, needs),
+                )
+
+
 def wanted(build: FoundBuild, backend: str, needs: Needs) -> bool:
     """Whether what is asked for needs this build to carry that backend."""
     if needs.plan is not None:
@@ -67,9 +79,10 @@ def _plugin(build: FoundBuild, plugin: Plugin, facts: Facts, needs: Needs) -> Fi
     asked = wanted(build, plugin.backend, needs)
     level: Level = "problem" if asked else "note" if build.origin == "published" and needs.plan is None else "warning"
     if plugin.attempt is not None and plugin.attempt.ended in ("crashed", "no end"):
+        hung = plugin.attempt.ended == "no end"  # or the machine is busy: `not_looked` says so too
         return Finding(
             key=key,
-            level=level,
+            level="warning" if hung else level,
             area="builds",
             seen=f"{plugin.backend} of {whose} does not come up: {plugin.attempt.detail}",
             needed="a plugin that opens within a second",
@@ -131,10 +144,8 @@ def _why(plugin: Plugin, facts: Facts) -> tuple[str, str]:
         remedies.append("install nvidia-cuda-runtime of that CUDA version, or the CUDA toolkit")
     if "GLIBC" in both:
         remedies.append("the plugin was built on a newer distribution: take a newer image, or build it here")
-    if "undefined symbol" in both:
-        remedies.append(
-            "plugin and core are of different NIXL versions: take both from one (NIXL_PLUGIN_DIR overrides)"
-        )
+    if "undefined symbol" in both or re.search(r"-[0-9a-f]{8}\.so", " ".join(plugin.missing)):
+        remedies.append("plugin and core are of different NIXL builds: take both from one wheel or install")
     if not remedies:
         remedies.append("install what is missing, or take another build: `kvgauge builds` lists them")
     return short(reason), "; ".join(remedies)

@@ -41,7 +41,7 @@ def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
                 key="memory.disk",
                 level="warning",
                 area="memory",
-                seen=f"{size(free)} free where {folder} lies",
+                seen=f"{size(free)} of disk free for {folder}",
                 needed=f"{size(DISK_LEAST)}: a NIXL build takes 220 MB, samples about 100 MB a long plan",
                 remedy="make room, or point XDG_CACHE_HOME and --out elsewhere",
                 source="statvfs",

@@ -14,7 +14,7 @@ from kvgauge.doctor.records import Processor
 from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.machine import parse_stat
 from kvgauge.evidence.tree import Tree
-from kvgauge.target.interfaces import SIOCGIFADDR, SIOCGIFFLAGS
+from kvgauge.target.interfaces import SIOCGIFADDR, SIOCGIFFLAGS, first_outward
 
 WATCH_S = 0.8
 CLOCK_READINGS = 2000
@@ -93,6 +93,15 @@ def interfaces() -> dict[str, tuple[int, str | None]]:
     return found
 
 
+def outward() -> str | None:
+    """The interface kvgauge would give LIBFABRIC's tcp provider."""
+    try:
+        found = first_outward()
+    except OSError:
+        return None
+    return found[0] if found else None
+
+
 def space(path: str) -> tuple[int, int] | None:
     """(bytes, bytes free) of the file system a path lies on; None where it cannot be asked."""
     try:
@@ -108,5 +117,5 @@ def disk_free(folders: Iterable[Path]) -> dict[str, int]:
     for folder in folders:
         there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
         if there is not None and (asked := space(str(there))) is not None:
-            found[str(folder)] = asked[1]
+            found["the current folder" if folder == Path() else str(folder)] = asked[1]
     return found

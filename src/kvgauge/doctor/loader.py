@@ -67,6 +67,7 @@ class Loader:
             found[(links.soname if links else None) or path.name] = path
         missing: dict[str, str] = {}
         old: list[str] = []
+        by_hand: list[Path] = []
         waiting, followed = [start], set[Path]()
         while waiting and len(followed) < LIBRARIES_MAX:
             path = waiting.pop(0)
@@ -76,14 +77,16 @@ class Loader:
             followed.add(path)
             for soname in links.needed:
                 if soname not in found:
-                    lies = self._search(soname, path, links) or _beside(soname, beside)
+                    lies = self._search(soname, path, links)
+                    if lies is None and (lies := _beside(soname, beside)) is not None:
+                        by_hand.append(lies)
                     if lies is None:
                         missing.setdefault(soname, path.name)
                         continue
                     found[soname] = lies
                 waiting.append(found[soname])
             old += self._too_old(path, links, found)
-        return Resolved(found, missing, list(dict.fromkeys(old)))
+        return Resolved(found, missing, list(dict.fromkeys(old)), by_hand[::-1])
 
     def _too_old(self, path: Path, links: Links, found: dict[str, Path]) -> list[str]:
         old = []
@@ -117,10 +120,14 @@ class Loader:
 
 
 class Resolved:
-    """What following a library found: soname -> path; soname -> who needs it; sentences about old libraries."""
+    """What following a library found.
 
-    def __init__(self, found: dict[str, Path], missing: dict[str, str], old: list[str]) -> None:
-        self.found, self.missing, self.old = found, missing, old
+    found    soname -> path;  missing: soname -> who needs it;  old: sentences about libraries
+    by_hand  what the loader would not find, and has to be loaded before: what is needed by another first
+    """
+
+    def __init__(self, found: dict[str, Path], missing: dict[str, str], old: list[str], by_hand: list[Path]) -> None:
+        self.found, self.missing, self.old, self.by_hand = found, missing, old, by_hand
 
 
 def highest(versions: Iterable[str], stem: str = "FABRIC_") -> str | None:

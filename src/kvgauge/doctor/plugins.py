@@ -164,7 +164,6 @@ def _look(
         resolved = loader.resolve(path, [*map(Path, preload), *stand_in], beside)
         fabric = resolved.found.get("libfabric.so.1")
         links, offering = loader.links(path), loader.links(fabric) if fabric else None
-        by_hand = [str(lies) for lies in resolved.found.values() if lies.parent in beside and str(lies) not in preload]
         plugin = Plugin(
             backend=backend,
             path=str(path),
@@ -177,7 +176,7 @@ def _look(
             wants=highest(links.versions.get("libfabric.so.1", ())) if links else None,
             offers=highest(offering.defines) if offering else None,
         )
-        first = (*preload, *reversed(by_hand))
+        first = (*preload, *map(str, resolved.by_hand))
         found.append(
             (plugin, Try(plugin=str(path), preload=first, stand_in=libcuda, variables=dict(variables)), resolved)
         )
