@@ -68,7 +68,7 @@ def laptop(
             "/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never",
         }
     )
-    for core in range(cores):
+    for core in range(min(cores, 4)):
         machine.write({f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor": "powersave"})
     machine.interface("lo", flags=0x49)
     machine.interface("wlp1s0")

@@ -63,9 +63,8 @@ cells: [{{name: c, load: closed, concurrency: 1, requests: 1, input_tokens: 16, 
 
 
 @pytest.mark.nixl
-@pytest.mark.parametrize(("core", "opens"), [("1.5.0", True), ("1.2.0", False)])
-def test_plugins_of_a_plan_open_with_their_own_core_and_not_with_another(tmp_path, core, opens):
-    install(core)
+def test_plugins_of_a_plan_do_not_open_with_another_core(tmp_path):
+    install("1.2.0")
     build = install("1.5.0")
     for backend in ("UCX", "LIBFABRIC"):
         name = f"libplugin_{backend}.so"
@@ -73,15 +72,15 @@ def test_plugins_of_a_plan_open_with_their_own_core_and_not_with_another(tmp_pat
             (Path(build.folder) / f".{build.module}.mesonpy.libs" / "plugins" / name).read_bytes()
         )
     plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN.format(folder=tmp_path, core=core))
+    plan.write_text(PLAN.format(folder=tmp_path, core="1.2.0"))
     whole = run("--plan", str(plan))
-    found = attempts(whole, f"{tmp_path} with core {core}")
+    found = attempts(whole, f"{tmp_path} with core 1.2.0")
     if found["UCX"]["ended"] == "no end":  # a busy machine is told, not guessed
-        assert unknown(whole, "UCX", f"{tmp_path} with core {core}")
+        assert unknown(whole, "UCX", f"{tmp_path} with core 1.2.0")
         return
-    assert found["UCX"]["ended"] == ("opened" if opens else "refused"), found
+    assert found["UCX"]["ended"] == "refused", found
     problems = [each["key"] for each in whole["findings"] if each["level"] == "problem"]
-    assert ("builds.ucx" in problems) == (not opens)
+    assert "builds.ucx" in problems
 
 
 @pytest.mark.nixl

@@ -333,7 +333,7 @@ def test_the_workshops_variables_are_told_apart_into_read_and_unread(tmp_path):
     ],
 )
 def test_a_variable_that_goes_wrong_on_a_p5_is_told(tmp_path, variables, key, level):
-    assert keys(facts_of(trees.efa_p5(tmp_path), variables=variables))[key].level == level
+    assert keys(facts_of(trees.efa_p5(tmp_path, devices=4, uverbs=4), variables=variables))[key].level == level
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,11 @@ def test_a_variable_that_goes_wrong_on_a_p5_is_told(tmp_path, variables, key, le
     ],
 )
 def test_right_variables_on_a_p5_are_left_alone(tmp_path, variables):
-    found = keys(facts_of(trees.efa_p5(tmp_path), variables={"FI_EFA_ENABLE_SHM_TRANSFER": "0", **variables}))
+    found = keys(
+        facts_of(
+            trees.efa_p5(tmp_path, devices=4, uverbs=4), variables={"FI_EFA_ENABLE_SHM_TRANSFER": "0", **variables}
+        )
+    )
     assert {key for key, finding in found.items() if finding.level in ("problem", "warning")} == set()
 
 

@@ -71,7 +71,10 @@ def test_a_plugin_that_hangs_or_crashes_takes_only_its_own_process_with_it(tmp_p
     child = tmp_path / "child.py"
     child.write_text(f'print(\'{{"step": "/x/libucp.so.0"}}\', flush=True)\n{then}\n')
     monkeypatch.setattr(attempts, "CHILD", child)
-    [attempt] = attempts.attempts([a_try("/x/plugin.so")], 20.0 if ended == "crashed" else 1.0)
+    for limit_s in (20.0,) if ended == "crashed" else (0.8, 5.0, 20.0):
+        [attempt] = attempts.attempts([a_try("/x/plugin.so")], limit_s)
+        if detail in attempt.detail:
+            break
     assert attempt.ended == ended
     assert detail in attempt.detail
 
@@ -79,7 +82,10 @@ def test_a_plugin_that_hangs_or_crashes_takes_only_its_own_process_with_it(tmp_p
 def test_what_a_killed_command_had_started_is_killed_too(tmp_path):
     note = tmp_path / "pid"
     code = f"import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); open({str(note)!r}, 'w').write(str(c.pid)); time.sleep(60)"
-    said, ended = attempts.bounded([sys.executable, "-c", code], "", 1.5, ENVIRONMENT)
+    for limit_s in (1.0, 5.0, 20.0):  # a busy machine takes a while to start two processes
+        said, ended = attempts.bounded([sys.executable, "-c", code], "", limit_s, ENVIRONMENT)
+        if note.exists() and note.read_text():
+            break
     assert (said, ended) == ("", None)
     until = time.monotonic() + 10
     while time.monotonic() < until and _runs(int(note.read_text())):
@@ -116,7 +122,7 @@ def test_nvidia_smi_is_asked_under_a_limit(tmp_path, monkeypatch, script, gave, 
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found, reason = attempts.nvidia_smi(1.0 if why and "within" in why else 20.0)
+    found, reason = attempts.nvidia_smi(0.5 if why and "within" in why else 20.0)
     assert found == gave
     assert reason is None if why is None else why in reason
 

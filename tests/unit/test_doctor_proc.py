@@ -4,7 +4,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trees
@@ -23,6 +23,7 @@ PARSERS = (proc.meminfo, proc.limits, proc.cores, proc.status, proc.may_lock, pr
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@settings(max_examples=40)
 @given(text=st.text(max_size=300))
 def test_no_text_makes_a_parser_fail(parser, text):
     parser(text)
@@ -106,6 +107,7 @@ def test_without_cgroup_files_there_is_no_limit(tmp_path):
     )
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_odd_cgroup_and_mount_lines_are_passed_over(tmp_path_factory, own, mounts):
     root = tmp_path_factory.mktemp("odd")
