@@ -8,6 +8,7 @@ import pytest
 from kvgauge.evidence import machine
 from kvgauge.evidence.facts import Missing
 from kvgauge.evidence.machine import Snapshot, Ticks
+from kvgauge.evidence.tree import Tree
 
 STAT = "cpu  {} 0 0 {} 0 0 0 {} 0 0\ncpu0 1 2 3\n"
 NET = "Inter-|   Receive\n face |bytes\n    lo: 700 1 0\n  eth0: 50 1 0\n"
@@ -90,12 +91,14 @@ def test_two_looks_within_one_tick_are_no_use_at_all():
     [(None, None, 4 << 30), ("max", "5", 4 << 30), (str(2 << 30), str(1 << 30), 1 << 30), (str(9 << 30), "0", 4 << 30),
      (str(1 << 30), str(2 << 30), 0)],
 )  # fmt: skip
-def test_available_memory_is_bounded_by_the_cgroup_where_there_is_one(proc, limit, used, available):
+def test_available_memory_is_bounded_by_the_cgroup_where_there_is_one(tmp_path, proc, limit, used, available):
     proc("/proc/meminfo", f"MemTotal: 1 kB\nMemAvailable: {4 << 20} kB\n")
     if limit is not None:
+        proc("/proc/self/cgroup", "0::/\n")
+        proc("/proc/self/mountinfo", "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
         proc("/sys/fs/cgroup/memory.max", limit + "\n")
         proc("/sys/fs/cgroup/memory.current", used + "\n")
-    assert machine.read_available_memory() == available
+    assert machine.read_available_memory(Tree(tmp_path)) == available
 
 
 def nvidia_smi(tmp_path, monkeypatch, script):

@@ -22,6 +22,7 @@ ORDER = (
     ("target",),
     ("samples",),
     ("load",),
+    ("doctor",),
     ("scrape",),
     ("stats",),
     ("compare",),
@@ -34,6 +35,9 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",
         "scrape.changes", "switch",
+        "evidence.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",
+        "doctor.judge_memory", "doctor.judge_network", "doctor.judge_processor", "doctor.judge_transports",
+        "doctor.judge_variables",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.facts import MachineUse, Missing
+from kvgauge.evidence.proc import meminfo
+from kvgauge.evidence.tree import Tree
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -132,15 +135,9 @@ def read_gpu_memory() -> int | Missing:
         return Missing(reason=f"nvidia-smi gave no memory: {str(error)[:120]}")
 
 
-def read_available_memory() -> int:
+def read_available_memory(tree: Tree | None = None) -> int:
     """Bytes that can be taken without swapping (MemAvailable), bounded by this process's cgroup where it has one."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) << 10
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(0, limit - used))
+    tree = tree or Tree()
+    available = meminfo(tree.text("/proc/meminfo") or "").get("MemAvailable", 0)
+    limit, used = Cgroups(tree).memory()
+    return available if limit is None else min(available, max(0, limit - used))
