@@ -19,9 +19,11 @@ from kvgauge.compare.gains import known_within
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
+from kvgauge.load import count
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.tally import CellLoad
+from kvgauge.load.texts import Texts
 from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Cell, Expect, Goodput, Plan, Run
@@ -43,6 +45,7 @@ from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
 from kvgauge.stats.server import metric_names, server_cells
 from kvgauge.target.contract import Target
+from kvgauge.tokens.choose import Chosen, bundled
 
 SEED_BITS = 48
 LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
@@ -71,6 +74,7 @@ class Measured(msgspec.Struct):
     interrupted: bool = False
     mishaps: list[tuple[str, str]] = []  # (cell, what ended there and was started again)
     windows: dict[str, tuple[int, int]] = {}  # cell -> from its first scrape to its last, ns of CLOCK_MONOTONIC
+    texts: Texts | None = None  # of answers without usage
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
@@ -84,6 +88,7 @@ class Conductor:
     files        the requests of every trace and dataset the plan sends, by its path
     headers      what else stands in the head of each request
     tls          how an https target's certificate is checked
+    tokenizers   of tests that name the model's own, by the test's name
     watching     which /metrics to keep beside the samples; None: none
     """
 
@@ -102,6 +107,7 @@ class Conductor:
         headers: Headers = NO_HEADERS,
         tls: Tls | None = None,
         watching: Watching | None = None,
+        tokenizers: Mapping[str, Chosen] | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -109,7 +115,7 @@ class Conductor:
         self._runs = expand(plan)
         self._conditions = conditions
         self._files, self._headers, self._tls = files or {}, headers, tls
-        self._watching = watching
+        self._watching, self._tokenizers = watching, tokenizers or {}
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
@@ -179,7 +185,8 @@ class Conductor:
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
-                with Scraper(folder, run.run_id, self._watching) as scraper:
+                with Scraper(folder, run.run_id, self._watching) as scraper, Texts(folder) as texts:
+                    measured.texts = texts
                     self._measure(run, target, writer, measured, scraper)
         except SamplesError:
             raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
@@ -215,6 +222,7 @@ class Conductor:
             request_timeout_s=self._request_timeout_s,
             headers=self._headers,
             tls=self._tls,
+            tokenizer=self._tokenizers.get(run.test.name),
         ) as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
@@ -228,6 +236,9 @@ class Conductor:
             target.wait_serving()
             self._late_moves(target, writer, measured)
             measured.evidence = target.evidence()
+        if measured.texts is not None and measured.texts.kept:
+            chosen = self._tokenizers.get(run.test.name) or bundled(run.test.model)
+            self._count(measured.texts, chosen, writer, measured)
 
     def _offer(
         self, run: Run, cell: Cell, driver: Driver, target: Target, writer: SampleWriter, measured: Measured
@@ -261,6 +272,7 @@ class Conductor:
             stop=stop,
             enough=lambda: narrow is not None and narrow.met,
             requests=_requests_of(cell, self._files),
+            keep_text=measured.texts.add if measured.texts is not None else None,
         )
         stop()  # once more: what ended with the last request belongs to this cell
         if narrow is not None:
@@ -270,6 +282,13 @@ class Conductor:
         measured.loads.append((cell, load, exchanges))
         measured.failure = target.trouble()
         measured.interrupted = measured.failure is None and load.interrupted and self._stop()
+
+    def _count(self, texts: Texts, chosen: Chosen, writer: SampleWriter, measured: Measured) -> None:
+        """Tokens of the answers that came without usage, now that nothing is measured any more."""
+        tokens = count.count(texts, chosen, stop=self._stop)
+        measured.exchanges = count.counted(measured.exchanges, tokens, chosen)
+        measured.loads = [(cell, load, count.counted(each, tokens, chosen)) for cell, load, each in measured.loads]
+        writer.count([each for each in measured.exchanges if each.tokenizer is not None])
 
     def _take(self, target: Target, writer: SampleWriter, run: Run, measured: Measured) -> None:
         for transfer in target.phases():

@@ -100,7 +100,7 @@ class FakeTarget:
 
 def driver_of(world):
     class FakeDriver:
-        def __init__(self, url, model, *, host, request_timeout_s, headers, tls):
+        def __init__(self, url, model, *, host, request_timeout_s, headers, tls, **_):
             world.calls.append(("driver", url, model, request_timeout_s))
 
         def __enter__(self):

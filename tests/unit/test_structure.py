@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "kvgauge"
 ORDER = (
     ("failures",),
     ("models", "gpus"),
+    ("tokens",),
     ("samples.records",),
     ("builds", "backends"),
     ("plan",),
@@ -32,7 +33,7 @@ ORDER = (
 PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
         "load.prompts", "load.schedules", "load.open", "load.tally", "evidence.prometheus", "evidence.known_metrics",
-        "scrape.changes",
+        "scrape.changes", "tokens", "load.count",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}

@@ -47,6 +47,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--no-streaming", action="store_true", help="whole answers: nothing is known of first tokens")
     load.add_argument("--shared-prefix", type=int, metavar="TOKENS",
                       help="of --isl, how many all prompts have in common at their start")  # fmt: skip
+    load.add_argument("--prompt-kind", choices=("tokens", "text"),
+                      help="of prompts that are made (tokens: ids, exact by any tokenizer; chat: text)")  # fmt: skip
+    load.add_argument("--tokenizer", metavar="PATH",
+                      help="the model's tokenizer.json, or its folder: makes prompts, and counts answers without usage "
+                      "(default: Qwen3's, an estimate for other models)")  # fmt: skip
     load.add_argument("--allow-eos", action="store_true", help="the model may end its answers early")
     load.add_argument("--goodput", nargs="+", default=(), metavar="NAME:MS",
                       help="objectives: ttft, tpot and e2el, e.g. ttft:200 tpot:50")  # fmt: skip
@@ -96,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         stream=not args.no_streaming,
         shared_prefix_tokens=args.shared_prefix,
         ignore_eos=not args.allow_eos,
+        prompt_kind=args.prompt_kind,
+        tokenizer=args.tokenizer,
         goodput=tuple(" ".join(args.goodput).split()),
     )
     plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked

@@ -106,7 +106,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     from kvgauge.conduct import Conductor
     from kvgauge.failures import SamplesError, UsageError
     from kvgauge.load.open_files import raise_limit, refuse_too_few
-    from kvgauge.plan import load_files
+    from kvgauge.plan import load_files, load_tokenizers
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -137,7 +137,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     )
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
-    files = load_files(plan.cells)
+    files, tokenizers = load_files(plan.cells), load_tokenizers(plan.tests)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     for build in builds.values():
         console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
@@ -163,6 +163,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             headers=headers,
             tls=tls,
             watching=watched,
+            tokenizers=tokenizers,
         )
         try:
             results = conductor.conduct()

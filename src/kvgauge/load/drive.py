@@ -20,7 +20,7 @@ from typing import Self
 import msgspec
 
 from kvgauge.failures import LoadError
-from kvgauge.load.answers import Asked, read_answer
+from kvgauge.load.answers import Asked, answer_texts, read_answer
 from kvgauge.load.arrivals import Arrivals, arrivals_of
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
@@ -34,11 +34,13 @@ from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
 from kvgauge.load.stream import Incoming
 from kvgauge.load.tally import CellLoad, Tally
+from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
 from kvgauge.load.work import Ended, Limits
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
+from kvgauge.tokens.choose import Chosen
 
 MEASURE_NS = 10_000_000  # a step of the clock takes the kernel's stamps from no more reads than come in this time
 TICK_NS = 100_000_000
@@ -64,6 +66,7 @@ class Driver:
     headers              what else stands in the head of each request
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
+    tokenizer            the model's own, where the user gave it: text prompts get their length by it
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
                          (from the warm-up, else from an earlier cell of the same shape), at most 2 s, and less when
                          a slot has few requests: the first must not be done before the last begins
@@ -88,6 +91,7 @@ class Driver:
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
+        tokenizer: Chosen | None = None,
     ) -> None:
         if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
             raise LoadError("every timeout must be above 0 s")
@@ -95,8 +99,9 @@ class Driver:
         self._model, self._host, self._worker = model, host, worker
         self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
         self._clock: Clock = "monotonic"
-        self._token_ids = token_ids
-        self._texts = TextLengths(self._site, model)
+        size = tokenizer.tokenizer.size if tokenizer is not None else token_ids[1] + 1
+        self._token_ids = token_ids[0], min(token_ids[1], size - 1)
+        self._texts = TextLengths(self._site, model, tokenizer)
         self._stagger_s = stagger_s
         self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
         first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
@@ -131,6 +136,7 @@ class Driver:
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
         requests: tuple[FileRequest, ...] = (),
+        keep_text: Callable[[Said], None] | None = None,
     ) -> CellLoad:
         """Offer one cell: its warm-up, then what is measured.
 
@@ -139,15 +145,18 @@ class Driver:
         stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
         enough       asked every 50 ms while requests are measured; True: nothing more becomes due, what is due is sent
         requests     those of the trace or the dataset that the cell sends
+        keep_text    gets what an answer said when the server sent no usage with it, before its exchange is handed over
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
+        known, added = self._texts.made(cell)
         bodies = Bodies(
             cell,
             model=self._model,
             seed=seed,
             token_ids=self._token_ids,
             requests=requests,
-            added=self._texts.added(cell),
+            added=added,
+            known=known,
         )
         slots = self._slots(cell)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
@@ -162,6 +171,7 @@ class Driver:
             stop=stop,
             slots=ahead,
             offset=self._offset,
+            keep_text=keep_text,
         )
         steps = self._offset.steps
         open_load: OpenLoad | None = None
@@ -274,7 +284,9 @@ class _CellWork:
         stop: Callable[[], bool],
         slots: int,
         offset: RealtimeOffset,
+        keep_text: Callable[[Said], None] | None = None,
     ) -> None:
+        self._keep_text = keep_text
         self._offset = offset
         self._site, self._api_path, self._bodies, self._template = site, api_path, bodies, template
         self._on_exchange, self._tick, self.stop = on_exchange, tick, stop
@@ -371,6 +383,8 @@ class _CellWork:
         answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
+        if self._keep_text is not None and exchange.failure is None and exchange.tokens_source == "events":
+            self._keep_text(Said(cell=exchange.cell, seq=exchange.seq, texts=answer_texts(answer)))
         self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)
         self._on_exchange(exchange)
 

@@ -67,10 +67,19 @@ class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     unit: str
     reason: str | None
+    note: str | None = None
 
     @property
     def estimate(self) -> Estimate:
-        return Estimate(point=self.point, low=self.low, high=self.high, n=self.n, unit=self.unit, reason=self.reason)
+        return Estimate(
+            point=self.point,
+            low=self.low,
+            high=self.high,
+            n=self.n,
+            unit=self.unit,
+            reason=self.reason,
+            note=self.note,
+        )
 
 
 class TestResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +268,7 @@ def _summary(plan: Plan, runs: Sequence[RunResult]) -> Iterable[SummaryRow]:
                 n=estimate.n,
                 unit=estimate.unit,
                 reason=estimate.reason,
+                note=estimate.note,
             )
 
 
@@ -266,6 +276,8 @@ def _over_valid_runs(found: Sequence[Estimate], unit: str) -> Estimate:
     if not found:
         return missing(unit, "no valid run")
     over = over_runs([estimate.point for estimate in found], unit)
+    notes = dict.fromkeys(estimate.note for estimate in found if estimate.note)
+    over = msgspec.structs.replace(over, note="; ".join(notes) or None)
     within = [estimate.reason for estimate in found if estimate.reason]
     if over.point is None and within:
         return missing(unit, within[0])
@@ -313,7 +325,7 @@ def json_text(results: Results) -> str:
 CSV_COLUMNS = (
     "test", "backend", "fabric", "build", "stand_in", "patches", "model", "tp_prefill", "tp_decode", "run_id",
     "repetition", "cell", "concurrency", "seed", "status", "reasons", "metric", "point", "low", "high", "n", "unit",
-    "reason",
+    "reason", "note",
 )  # fmt: skip
 
 
@@ -329,12 +341,14 @@ def csv_text(results: Results) -> str:
             where = [run.run_id, run.repetition, run.cell, run.concurrency, run.seed, run.status]
             row = [*about, *where, "; ".join(run.reasons)]
             for metric, value in run.metrics.items():
-                writer.writerow([*row, metric, value.point, value.low, value.high, value.n, value.unit, value.reason])
+                numbers = (value.point, value.low, value.high, value.n, value.unit, value.reason, value.note)
+                writer.writerow([*row, metric, *numbers])
             if not run.metrics:
-                writer.writerow(row + [None] * 7)
+                writer.writerow(row + [None] * 8)
         for line in test.summary if results.published else ():
             row = [*about, None, None, line.cell, line.concurrency, None, "published", results.published]
-            writer.writerow([*row, line.metric, line.point, line.low, line.high, line.n, line.unit, line.reason])
+            numbers = (line.point, line.low, line.high, line.n, line.unit, line.reason, line.note)
+            writer.writerow([*row, line.metric, *numbers])
     return out.getvalue()
 
 

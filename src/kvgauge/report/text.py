@@ -159,9 +159,10 @@ def _shown(test: TestResult, cell: str, run: RunResult | None, metric: str, note
 
 def _mark(estimate: Estimate, n: int, notes: Footnotes) -> str:
     """A footnote for what is missing. That one run has no interval stands beside the row's name already."""
+    noted = notes.mark(estimate.note) if estimate.note else ""
     if estimate.reason is None or (n == 1 and estimate.reason.startswith("one run")):
-        return ""
-    return notes.mark(estimate.reason)
+        return noted
+    return notes.mark(estimate.reason) + noted
 
 
 def _bytes(test: TestResult, cell: str, run: RunResult | None, notes: Footnotes) -> Value:

@@ -14,6 +14,9 @@ StampSource = Literal[
 ]  # by us right after the read, by the kernel on arrival, or some of each
 
 
+TokensSource = Literal["usage", "tokenizer", "events"]
+
+
 class Phases(msgspec.Struct, frozen=True, kw_only=True):
     """The moments of one request inside the target, in the order they happen. None: did not happen or not known.
 
@@ -44,7 +47,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     arrivals_user     of those, how many have our own stamp though the kernel was asked for one
     lag_ns_max, _mean from arrival to read, over the reads with the kernel's stamp; None when there was none
     tls           None: no TLS; whether the server's certificate was checked
-    tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
+    tokens_out    by `tokens_source`: the server's usage; where it sent none, what a tokenizer made of the answer's
+                  text after the run; else the content events that came
+    tokenizer     which one counted; tokenizer_stands_in: it is another model's, so that this is an estimate
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
                   others waited: its slot and sent_ns mean nothing
@@ -65,7 +70,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     done_ns: int | None
     tokens_in: int | None
     tokens_out: int
-    tokens_source: Literal["usage", "events"]
+    tokens_source: TokensSource
     status: int | None
     failure: str | None = None
     detail: str | None = None
@@ -76,6 +81,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     lag_ns_max: int | None = None
     lag_ns_mean: int | None = None
     tls: Literal["verified", "unverified"] | None = None
+    tokenizer: str | None = None
+    tokenizer_stands_in: bool | None = None
 
     @property
     def ttft_ns(self) -> int | None:

@@ -60,6 +60,8 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
         ("lag_ns_max", "int64", True),
         ("lag_ns_mean", "int64", True),
         ("tls", "string", True),
+        ("tokenizer", "string", True),
+        ("tokenizer_stands_in", "bool", True),
     ),
     "arrivals": (
         ("run_id", "string", False),
