@@ -22,6 +22,7 @@ from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.load import count
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.proxy import NO_PROXIES, Proxies
 from kvgauge.load.tally import CellLoad
 from kvgauge.load.texts import Texts
 from kvgauge.load.tls import Tls
@@ -89,6 +90,7 @@ class Conductor:
     headers      what else stands in the head of each request
     tls          how an https target's certificate is checked
     tokenizers   of tests that name the model's own, by the test's name
+    proxies      on the way to a target's URL
     watching     which /metrics to keep beside the samples; None: none
     """
 
@@ -108,6 +110,7 @@ class Conductor:
         tls: Tls | None = None,
         watching: Watching | None = None,
         tokenizers: Mapping[str, Chosen] | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -116,6 +119,7 @@ class Conductor:
         self._conditions = conditions
         self._files, self._headers, self._tls = files or {}, headers, tls
         self._watching, self._tokenizers = watching, tokenizers or {}
+        self._proxies = proxies
         done = done or {}
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
@@ -223,6 +227,7 @@ class Conductor:
             headers=self._headers,
             tls=self._tls,
             tokenizer=self._tokenizers.get(run.test.name),
+            proxy=self._proxies.of(endpoint.url),
         ) as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)

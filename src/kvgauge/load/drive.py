@@ -29,6 +29,7 @@ from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
+from kvgauge.load.proxy import Proxy
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.schedules import schedule
 from kvgauge.load.site import Site, site_of
@@ -66,6 +67,7 @@ class Driver:
     headers              what else stands in the head of each request
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
+    proxy                that every request goes through; None: none, whatever the environment says
     tokenizer            the model's own, where the user gave it: text prompts get their length by it
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
                          (from the warm-up, else from an earlier cell of the same shape), at most 2 s, and less when
@@ -92,10 +94,11 @@ class Driver:
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
         tokenizer: Chosen | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
             raise LoadError("every timeout must be above 0 s")
-        self._site: Site = site_of(url, tls, headers=headers)
+        self._site: Site = site_of(url, tls, headers=headers, proxy=proxy)
         self._model, self._host, self._worker = model, host, worker
         self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
         self._clock: Clock = "monotonic"
@@ -380,9 +383,11 @@ class _CellWork:
         incoming = ended.incoming if ended.incoming is not None else Incoming()
         self._offset.measure()
         answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
-        answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
+        answer = msgspec.structs.replace(answer, body=self._site.hidden(answer.body))
         incoming.finish(incoming.end)
         exchange = read_answer(asked, answer)
+        if self._site.proxy is not None:
+            exchange = self._site.proxy.judged(exchange, tunnelled=self._site.tls is not None)
         if self._keep_text is not None and exchange.failure is None and exchange.tokens_source == "events":
             self._keep_text(Said(cell=exchange.cell, seq=exchange.seq, texts=answer_texts(answer)))
         self.tally.add(exchange, sent=ended.sent_ns is not None, fresh=ended.fresh)

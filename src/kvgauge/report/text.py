@@ -235,6 +235,8 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
 def _outside(test: TestResult, notes: Footnotes) -> Iterator[str]:
     """What holds for whole runs against a server that is seen from outside."""
     yield "transport: not observed; `kvgauge run` proves what carried the KV cache"
+    if proxy := rows.proved_texts(test).get("proxy"):
+        yield plain(f"through the proxy {proxy}: what it adds is in every latency")
     yield (
         f"first request's penalty {_one_line(test, 'first_request_penalty_s', notes, ' s')}; "
         f"this machine: busy {_one_line(test, 'machine_busy_pct', notes, ' %')}, "

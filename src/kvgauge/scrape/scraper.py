@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from kvgauge.load.proxy import NO_PROXIES, Proxies
 from kvgauge.scrape.process import DONE, MARK, Task
 from kvgauge.scrape.source import FETCH_TIMEOUT_S, Source, origin_metrics
 
@@ -28,6 +29,7 @@ class Watching(msgspec.Struct, frozen=True, kw_only=True):
 
     urls: tuple[str, ...] = ()
     interval_s: float = 1.0
+    proxies: Proxies = NO_PROXIES
 
 
 class Scraper:
@@ -62,8 +64,8 @@ class Scraper:
         """Begin. url: where the requests go"""
         if self._watching is None:
             return
-        named = [Source(url=each, named=True) for each in dict.fromkeys(self._watching.urls)]
-        own = Source(url=origin_metrics(url), named=False)
+        named = [self._source(each, named=True) for each in dict.fromkeys(self._watching.urls)]
+        own = self._source(origin_metrics(url), named=False)
         self.sources = (*([] if own.url in self._watching.urls else [own]), *named)
         task = Task(
             folder=str(self._folder.absolute()),
@@ -72,6 +74,10 @@ class Scraper:
             interval_s=self._watching.interval_s,
         )
         self._say(msgspec.json.encode(task) + b"\n")
+
+    def _source(self, url: str, *, named: bool) -> Source:
+        proxy = self._watching.proxies.of(url) if self._watching is not None else None
+        return Source(url=url, named=named, proxy=proxy.url if proxy is not None else None)
 
     @property
     def pid(self) -> int | None:

@@ -7,22 +7,26 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvgauge.evidence.prometheus import parse
+from kvgauge.evidence.prometheus import TEXT_BYTES_MAX, parse
 from kvgauge.failures import LoadError, UsageError
+from kvgauge.load.proxy import Proxy
 from kvgauge.load.site import Site, ask, site_of
 from kvgauge.scrape.changes import UP, Change, changed, remark
 
 FETCH_TIMEOUT_S = 2.0
+FETCH_BYTES_MAX = TEXT_BYTES_MAX + (1 << 20)  # more text than is read, so that what is cut can be said to be
 SOURCES_MAX = 64
 TRIES = 3  # of a source that nobody named: with no series by then, there is none
 DETAIL_CHARACTERS_MAX = 300
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """named: the user asked for it, so its silence is counted; else it is dropped when it never answers."""
+    """named: the user asked for it, so its silence is counted; else it is dropped when it never answers.
+    proxy: the URL of the one before it, with its password; None: none."""
 
     url: str
     named: bool
+    proxy: str | None = None
 
 
 class Scrape(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +41,10 @@ class Scrape(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[Change]
 
 
-def metrics_url(url: str) -> str:
+def metrics_url(url: str, proxy: Proxy | None = None) -> str:
     """A URL whose path is left out means /metrics. raises UsageError for what cannot be scraped."""
     try:
-        site = site_of(url)
+        site = site_of(url, proxy=proxy)
     except LoadError as error:
         raise UsageError(f"--metrics-url: {error}") from None
     return url if site.base else f"{url.rstrip('/')}/metrics"
@@ -120,7 +124,7 @@ class Watcher:
         body, detail = self._fetch()
         done_ns = time.monotonic_ns()
         if detail is not None:
-            gc.collect()  # an exception's frames refer to each other, and to all that had come: up to 64 MiB
+            gc.collect()  # an exception's frames refer to each other, and to all that had come
         now = parse(body, heads=self._heads)
         up = detail is None and bool(now.values)
         rows: list[Change] = []
@@ -142,8 +146,9 @@ class Watcher:
     def _fetch(self) -> tuple[bytes, str | None]:
         """The body; or nothing, and why."""
         try:
-            self._site = self._site or site_of(self._source.url)
-            status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S)
+            proxy = Proxy(self._source.proxy) if self._source.proxy is not None else None
+            self._site = self._site or site_of(self._source.url, proxy=proxy)
+            status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S, bytes_max=FETCH_BYTES_MAX)
         except (OSError, LoadError) as error:
             return b"", getattr(error, "strerror", None) or str(error)
         return (body, None) if status == 200 else (b"", f"HTTP {status}")
