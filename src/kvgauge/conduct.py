@@ -291,8 +291,17 @@ class Conductor:
     def _count(self, texts: Texts, chosen: Chosen, writer: SampleWriter, measured: Measured) -> None:
         """Tokens of the answers that came without usage, now that nothing is measured any more."""
         tokens = count.count(texts, chosen, stop=self._stop)
-        measured.exchanges = count.counted(measured.exchanges, tokens, chosen)
-        measured.loads = [(cell, load, count.counted(each, tokens, chosen)) for cell, load, each in measured.loads]
+        measured.loads = [
+            (
+                cell,
+                load,
+                count.counted(
+                    each, tokens, chosen, count.prompt_counter(cell, _requests_of(cell, self._files), chosen)
+                ),
+            )
+            for cell, load, each in measured.loads
+        ]
+        measured.exchanges = [exchange for _, _, exchanges in measured.loads for exchange in exchanges]
         writer.count([each for each in measured.exchanges if each.tokenizer is not None])
 
     def _take(self, target: Target, writer: SampleWriter, run: Run, measured: Measured) -> None:

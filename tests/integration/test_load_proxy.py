@@ -1,5 +1,6 @@
 """The driver and the command line through a proxy of our own: plain requests, tunnels, and refusals."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,7 +17,8 @@ from integration.test_load_driver import WHOLE, Server, offer, only, plain, send
 from integration.test_load_requests import vllm
 from integration.test_load_tls import Server as TlsServer
 from integration.test_load_tls import certificates  # noqa: F401 - a fixture
-from kvgauge.failures import LoadError
+from kvgauge.cli.headers import proxies_of
+from kvgauge.failures import LoadError, UsageError
 from kvgauge.load.proxy import Proxy
 from kvgauge.load.site import ask, models, site_of, wait_ready
 from kvgauge.load.tls import Tls
@@ -190,16 +192,13 @@ def test_the_usual_way_has_no_proxy_in_it(monkeypatch):
     assert only(send(WHOLE)).failure is None
 
 
-@pytest.mark.parametrize("from_environment", [False, True])
-def test_the_command_line_goes_through_the_proxy_and_its_password_is_nowhere_on_disk(tmp_path, from_environment):
+def test_the_command_line_goes_through_the_proxy_and_its_password_is_nowhere_on_disk(tmp_path):
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     with Server(vllm) as server, ProxyServer(password=PASSWORD) as proxy:
         url = f"http://me:{PASSWORD}@{proxy.authority}"
-        flags = ["--proxy-from-env"] if from_environment else ["--proxy", url]
-        environment |= {"HTTP_PROXY": url} if from_environment else {}
         done = subprocess.run(
             [sys.executable, "-m", "kvgauge", "load", "--url", server.url, "--isl", "20", "--osl", "3",
-             "--request-count", "4", "--out", "out", *flags],
+             "--request-count", "4", "--out", "out", "--proxy", url],
             cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -211,6 +210,17 @@ def test_the_command_line_goes_through_the_proxy_and_its_password_is_nowhere_on_
     assert PASSWORD not in done.stdout + done.stderr
     assert f"through the proxy http://{proxy.authority}" in done.stdout
     assert json.loads((tmp_path / "out/conditions.json").read_text())["options"]["proxy"] == f"http://{proxy.authority}"
+
+
+def test_the_environment_is_heeded_when_asked_for(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "b.example")
+    given = {"url": "http://a.example", "proxy": None, "proxy_from_env": True}
+    assert proxies_of(argparse.Namespace(**given)).of("http://a.example").authority == "127.0.0.1:1"
+    assert proxies_of(argparse.Namespace(**given)).of("http://b.example") is None
+    assert proxies_of(argparse.Namespace(**{**given, "proxy_from_env": False})).of("http://a.example") is None
+    with pytest.raises(UsageError, match="go with --url"):
+        proxies_of(argparse.Namespace(**{**given, "url": None}))
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from integration.test_load_driver import DONE, END, HEAD, Server, framed, offer, plain
+from integration.test_load_requests import TEMPLATE, vllm
 from kvgauge.load.texts import Said, Texts
 from kvgauge.samples.read import load_exchanges
 from kvgauge.tokens import choose, qwen
+from kvgauge.tokens.choose import Chosen
 from unit.test_tokens import tokenizer_json
 
 PIECES = ("Hello", " there, how", " are you today? naïve", " \U0001f600 1234")  # several tokens an event
@@ -70,12 +73,14 @@ def test_answers_without_usage_are_counted_after_the_run_by_the_tokenizer_and_sa
         assert "by Qwen3 (bundled)" in throughput["note"]
         assert "estimate" not in throughput["note"]
         assert cells[name]["output_tokens_mean"]["point"] == tokens
+        assert cells[name]["input_tokens_mean"]["point"] == (None if name == "chat" else 50)
     assert cells["text"]["tpot_ms_mean"]["note"] is not None
     assert cells["text"]["goodput_share_pct"]["point"] == 100
     assert cells["text"]["ttft_ms_mean"]["note"] is None
     assert "counted from their text by Qwen3 (bundled)" in " ".join(done.stdout.split())
     [folder] = (tmp_path / "out/runs").iterdir()
     exchanges = [each for each in load_exchanges(folder) if each.cell == "text"]
+    assert {each.tokens_in for each in exchanges} == {50}
     assert {(each.tokens_out, each.tokens_source, each.tokenizer, each.tokenizer_stands_in) for each in exchanges} == {
         (TOKENS, "tokenizer", qwen.NAME, False)
     }
@@ -83,20 +88,46 @@ def test_answers_without_usage_are_counted_after_the_run_by_the_tokenizer_and_sa
     assert not [path for path in folder.iterdir() if b"how are you" in path.read_bytes()]
 
 
-def test_a_tokenizer_of_the_users_own_counts_and_for_another_model_ours_is_an_estimate(tmp_path):
+def test_a_tokenizer_of_the_users_own_counts_answers_and_the_prompts_that_were_given(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/tokenizer.json").write_bytes(tokenizer_json())
-    (tmp_path / "one").mkdir()
-    plan = PLAN.replace("input_tokens: 50, output_tokens: 30, api: chat", "prompt: Hi, output_tokens: 30, api: chat")
+    plan = PLAN.replace("input_tokens: 50", "prompt: the word")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "PLAN", plan)
-        _, own = run(tmp_path, "Llama-3.1-8B", "mine")
-        _, other = run(tmp_path / "one", "Llama-3.1-8B")
-    expected = choose.given(tokenizer_json(), "x").tokenizer.count("".join(PIECES))
-    assert own["text"]["output_tokens_mean"]["point"] == expected != TOKENS
-    assert own["text"]["output_tokens_mean"]["note"].endswith("by mine/tokenizer.json")
-    assert other["text"]["output_tokens_mean"]["point"] == TOKENS
-    assert other["text"]["output_tokens_mean"]["note"].endswith("stands in for the model's own: an estimate")
+        _, cells = run(tmp_path, "Llama-3.1-8B", "mine")
+    mine = choose.given(tokenizer_json(), "x").tokenizer
+    found = cells["text"]["output_tokens_mean"]
+    assert found["point"] == mine.count("".join(PIECES)) != TOKENS
+    assert found["note"].endswith("by mine/tokenizer.json")
+    assert cells["text"]["input_tokens_mean"]["point"] == mine.count("the word") == 6
+
+
+def short_words(text):
+    return sum(1 if len(word) < 6 else 2 for word in text.split())
+
+
+def test_prompts_are_made_of_words_that_the_given_tokenizer_knows_and_leave_room_for_its_start_token():
+    """A server that adds a start token, offers no /tokenize, and knows no word of 6 letters or more."""
+    fake = SimpleNamespace(count=short_words, size=3_000)
+    chosen = Chosen(tokenizer=fake, name="fake", stands_in=False, around=1)
+    made = {"prompt": None, "prompt_kind": "text", "input_tokens": 40, "shared_prefix_tokens": 10, "requests": 4}
+    with Server(without_usage) as server:
+        offer(server.url, made, tokenizer=chosen)
+        offer(server.url, {"prompt": None, "input_tokens": 40}, tokenizer=chosen)
+        bodies = [json.loads(each.partition(b"\r\n\r\n")[2]) for each in server.requests if b"/v1/c" in each[:40]]
+    texts, ids = [body["prompt"] for body in bodies[:4]], bodies[4]["prompt"]
+    assert [short_words(text) for text in texts] == [39] * 4
+    assert len(set(texts)) == 4
+    assert len({tuple(text.split()[:10]) for text in texts}) == 1
+    assert (len(ids), max(ids) < 3_000) == (40, True)
+
+
+def test_the_servers_own_word_comes_before_the_tokenizers():
+    chosen = Chosen(tokenizer=SimpleNamespace(count=short_words, size=3_000), name="fake", stands_in=False, around=1)
+    with Server(vllm) as server:
+        offer(server.url, {"prompt": None, "prompt_kind": "text", "input_tokens": 40, "api": "chat"}, tokenizer=chosen)
+        sent = [json.loads(each.partition(b"\r\n\r\n")[2]) for each in server.requests if b"/v1/c" in each[:40]]
+    assert [len(body["messages"][0]["content"].split()) for body in sent] == [40 - TEMPLATE]
 
 
 def test_nothing_is_tokenized_while_requests_are_under_way(monkeypatch):

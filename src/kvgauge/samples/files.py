@@ -200,7 +200,7 @@ def _recounted(table: "pa.Table", counted: Mapping[Key, Exchange]) -> "pa.Table"
 
     keys = zip(*(table.column(name).to_pylist() for name in ("run_id", "cell", "seq")), strict=True)
     found = [counted.get(key) for key in keys]
-    for name in ("tokens_out", "tokens_source", "tokenizer", "tokenizer_stands_in"):
+    for name in ("tokens_in", "tokens_out", "tokens_source", "tokenizer", "tokenizer_stands_in"):
         before = table.column(name).to_pylist()
         values = [old if each is None else getattr(each, name) for old, each in zip(before, found, strict=True)]
         field = table.schema.field(name)

@@ -48,7 +48,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     lag_ns_max, _mean from arrival to read, over the reads with the kernel's stamp; None when there was none
     tls           None: no TLS; whether the server's certificate was checked
     tokens_out    by `tokens_source`: the server's usage; where it sent none, what a tokenizer made of the answer's
-                  text after the run; else the content events that came
+                  text after the run; else the content events that came. tokens_in: likewise, in the first two cases
     tokenizer     which one counted; tokenizer_stands_in: it is another model's, so that this is an estimate
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many

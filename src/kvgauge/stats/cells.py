@@ -65,7 +65,7 @@ def noted(metrics: dict[str, Estimate], good: Sequence[Exchange]) -> dict[str, E
     note = count_note(good)
     if note is None:
         return metrics
-    of_tokens = ("tpot_ms", "output_token", "goodput")
+    of_tokens = ("tpot_ms", "output_token", "input_token", "goodput")
     return {
         name: msgspec.structs.replace(value, note=note)
         if value.point is not None and name.startswith(of_tokens)
