@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvgauge.evidence.facts import Evidence, MachineUse, Missing
 from kvgauge.samples.records import Connection, Exchange, Phases, Transfer
-from kvgauge.stats.cells import cell_metrics, tpot_ms
+from kvgauge.stats.cells import cell_metrics, counter_of, tpot_ms
 from kvgauge.stats.run_level import first_request_penalty, proved, run_metrics
 
 MS = 1_000_000
@@ -230,6 +230,8 @@ def test_tokens_that_a_stand_in_counted_are_an_estimate_wherever_they_enter():
     assert note.startswith("3 of 4 answers carried no usage")
     assert note.endswith("Qwen3 (bundled), which stands in for the model's own: an estimate")
     assert metrics["output_token_throughput_tok_s"].point is not None
+    assert counter_of(metrics["tpot_ms_mean"]).startswith("Qwen3 (bundled)")
+    assert counter_of(metrics["ttft_ms_mean"]) is None
     assert {name for name, value in metrics.items() if value.note == note} == {
         "output_token_throughput_tok_s", "output_tokens_mean", "input_tokens_mean",
         *(f"tpot_ms_{of}" for of in ("mean", "p50", "p90", "p95", "p99")),

@@ -18,6 +18,7 @@ from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.samples.disk import unwritten
+from kvgauge.stats.cells import counter_of
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
@@ -226,6 +227,7 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     no_verdict: dict[tuple[str | None, str], str] = {}
     left_out: dict[tuple[str | None, int], str] = {}
     units: dict[tuple[str | None, str], str] = {}
+    counted_by: dict[tuple[str | None, str], str] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
@@ -235,10 +237,18 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
                 continue
             values.setdefault((run.cell, metric), {})[run.repetition] = estimate.point
             units[run.cell, metric] = estimate.unit
+            if (counter := counter_of(estimate)) is not None:
+                counted_by[run.cell, metric] = counter
             if is_largest(estimate):
                 no_verdict[run.cell, metric] = estimate.reason or ""
     return TestValues(
-        test=test, values=values, left_out=left_out, no_verdict=no_verdict, units=units, confidence=confidence
+        test=test,
+        values=values,
+        left_out=left_out,
+        no_verdict=no_verdict,
+        units=units,
+        confidence=confidence,
+        counted_by=counted_by,
     )
 
 

@@ -18,6 +18,7 @@ from kvgauge.stats.quantiles import quantile_estimate
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 NS_PER_MS = 1e6
+COUNTED_BY = "their tokens were counted from their text by "
 
 PHASES: dict[str, tuple[str, str]] = {  # name -> first and last moment, fields of Phases
     "queue": ("received_ns", "prefill_start_ns"),
@@ -83,7 +84,12 @@ def count_note(good: Sequence[Exchange]) -> str | None:
     estimate = any(exchange.tokenizer_stands_in for exchange in counted_here)
     whose = f"{names}, which stands in for the model's own: an estimate" if estimate else names
     share = f"{len(counted_here)} of {len(good)} answers carried no usage"
-    return f"{share}: their tokens were counted from their text by {whose}"
+    return f"{share}: {COUNTED_BY}{whose}"
+
+
+def counter_of(estimate: Estimate) -> str | None:
+    """Who counted the tokens that a value rests on; None: the server, or it rests on none."""
+    return (estimate.note or "").partition(COUNTED_BY)[2] or None
 
 
 def without_first_tokens(metrics: dict[str, Estimate]) -> dict[str, Estimate]:
