@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ def without_usage(sock, nth, request):
         return sock.sendall(plain(200, b'{"data":[{"id":"served"}]}'))
     if not path.startswith(b"/v1/c"):
         return sock.sendall(plain(404, b"{}"))
+    time.sleep(0.05)  # long beside what a busy machine adds, which would make a cell invalid
     body = json.loads(request.partition(b"\r\n\r\n")[2])
     chat = "messages" in body
     if not body.get("stream"):
