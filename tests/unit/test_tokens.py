@@ -1,4 +1,4 @@
-"""Tokenizers: the bundled one against figures that Hugging Face's own gave, and tokenizer.json files of every kind."""
+"""Tokenizers: the bundled one against figures that Hugging Face's library gave, and tokenizer.json files of every kind."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def tokenizer_json(merges=(("t", "h"), ("th", "e"), ("Ġ", "the")), **changed):
     return json.dumps(file | changed).encode()
 
 
-# Ids by Hugging Face's tokenizers 0.23.3 from the same vocabulary with the merges of Qwen3.
+# Ids by Hugging Face's library tokenizers 0.23.3, from this vocabulary with merges recovered from its ranks.
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
@@ -50,7 +50,7 @@ def tokenizer_json(merges=(("t", "h"), ("th", "e"), ("Ġ", "the")), **changed):
         ("\x1c \u0085\u2028 a\tb", [216, 2139, 227, 378, 101, 264, 2233]),
     ],
 )
-def test_the_bundled_tokenizer_gives_the_ids_that_the_models_own_gives(text, ids):
+def test_the_bundled_tokenizer_gives_the_ids_that_the_reference_library_gives(text, ids):
     assert qwen.tokenizer().encode(text) == ids
 
 
