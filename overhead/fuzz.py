@@ -21,7 +21,7 @@ import time
 
 import msgspec
 
-from kvgauge.load.answers import Asked, read_answer
+from kvgauge.load.answers import Asked, answer_texts, read_answer
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.stream import Incoming
 from kvgauge.samples.records import Exchange
@@ -152,6 +152,8 @@ def read_one(number: int, seed: int) -> Exchange:
     assert list(exchange.arrivals_ns) == sorted(exchange.arrivals_ns)
     assert 0 <= exchange.tokens_out < 1 << 63
     msgspec.msgpack.encode(exchange)
+    if exchange.failure is None and exchange.tokens_source == "events":
+        assert any(answer_texts(answer)), "content without a text"
     return exchange
 
 

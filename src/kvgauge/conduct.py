@@ -19,11 +19,14 @@ from kvgauge.compare.gains import known_within
 from kvgauge.evidence import proof
 from kvgauge.evidence.facts import Evidence
 from kvgauge.failures import KvgaugeError, SamplesError
+from kvgauge.load import count
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.how_many import HowMany
+from kvgauge.load.proxy import NO_PROXIES, Proxies
 from kvgauge.load.tally import CellLoad
 from kvgauge.load.team import Team
+from kvgauge.load.texts import Texts
 from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
 from kvgauge.plan.parts import Seen, first_prompts, turned
@@ -49,6 +52,7 @@ from kvgauge.stats.server import metric_names, server_cells
 from kvgauge.stats.steps import step_metrics
 from kvgauge.stats.turns import turn_metrics, turn_troubles
 from kvgauge.target.contract import Endpoint, Target
+from kvgauge.tokens.choose import Chosen, bundled
 
 SEED_BITS = 48
 LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
@@ -79,6 +83,7 @@ class Measured(msgspec.Struct):
     windows: dict[str, tuple[int, int]] = {}  # cell -> from its first scrape to its last, ns of CLOCK_MONOTONIC
     parts: dict[str, int] = {}  # cell -> place in its dataset of the first prompt it sent
     repeated: dict[str, tuple[int, int]] = {}  # cell -> prompts that had been sent before, of how many
+    texts: Texts | None = None  # of answers without usage
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
@@ -92,6 +97,8 @@ class Conductor:
     files        the requests of every trace and dataset the plan sends, by its path
     headers      what else stands in the head of each request
     tls          how an https target's certificate is checked
+    tokenizers   of tests that name the model's own, by the test's name
+    proxies      on the way to a target's URL
     watching     which /metrics to keep beside the samples; None: none
     workers      by how many load workers a cell is offered, given how many were too few for it in an earlier run
                  (0: not known); None: from this process
@@ -113,6 +120,8 @@ class Conductor:
         tls: Tls | None = None,
         watching: Watching | None = None,
         workers: Callable[[Cell, int], HowMany] | None = None,
+        tokenizers: Mapping[str, Chosen] | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -122,6 +131,7 @@ class Conductor:
         self._files, self._headers, self._tls = files or {}, headers, tls
         self._watching, self._workers = watching, workers
         self._too_few: dict[str, int] = {}  # cell -> load workers that were its bottleneck
+        self._tokenizers, self._proxies = tokenizers or {}, proxies
         done = done or {}
         self._seen = Seen()
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
@@ -192,7 +202,9 @@ class Conductor:
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
-                with Scraper(folder, run.run_id, self._watching, headers=self._headers, tls=self._tls) as scraper:
+                scraper = Scraper(folder, run.run_id, self._watching, headers=self._headers, tls=self._tls)
+                with scraper, Texts(folder) as texts:
+                    measured.texts = texts
                     self._measure(run, target, writer, measured, scraper)
         except SamplesError:
             raise  # a run that cannot be written down is not a failed one: with room it is made when the plan goes on
@@ -224,7 +236,7 @@ class Conductor:
         else:
             self._seen.forget()
         measured.parts = first_prompts(run.cells, round_number=0 if endpoint.fresh else run.repetition - 1)
-        with self._driver(endpoint, self._folder / "runs" / run.run_id / "logs") as driver:
+        with self._driver(run, endpoint, self._folder / "runs" / run.run_id / "logs") as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)
                 begin_ns, _ = scraper.mark()
@@ -237,14 +249,19 @@ class Conductor:
             target.wait_serving()
             self._late_moves(target, writer, measured)
             measured.evidence = target.evidence()
+        if measured.texts is not None and measured.texts.kept:
+            chosen = self._tokenizers.get(run.test.name) or bundled(run.test.model)
+            self._count(measured.texts, chosen, writer, measured)
 
-    def _driver(self, endpoint: Endpoint, folder: Path) -> Driver | Team:
+    def _driver(self, run: Run, endpoint: Endpoint, folder: Path) -> Driver | Team:
         options: dict[str, Any] = {
             "host": platform.node(),
             "request_timeout_s": self._request_timeout_s,
             "headers": self._headers,
             "tls": self._tls,
             "quick_ack": self._plan.quick_ack,
+            "tokenizer": self._tokenizers.get(run.test.name),
+            "proxy": self._proxies.of(endpoint.url),
         }
         if (workers := self._workers) is None:
             return Driver(endpoint.url, endpoint.model, **options)
@@ -289,6 +306,7 @@ class Conductor:
             stop=stop,
             enough=lambda: narrow is not None and narrow.met,
             requests=_requests_of(cell, self._files, measured.parts),
+            keep_text=measured.texts.add if measured.texts is not None else None,
         )
         if cell.dataset is not None:
             places = _places(cell.dataset.prompts, measured.parts[cell.name], exchanges)
@@ -305,6 +323,22 @@ class Conductor:
         measured.loads.append((cell, load, exchanges))
         measured.failure = target.trouble()
         measured.interrupted = measured.failure is None and load.interrupted and self._stop()
+
+    def _count(self, texts: Texts, chosen: Chosen, writer: SampleWriter, measured: Measured) -> None:
+        """Tokens of the answers that came without usage, now that nothing is measured any more."""
+        tokens = count.count(texts, chosen, stop=self._stop)
+        measured.loads = [
+            (
+                cell,
+                load,
+                count.counted(
+                    each, tokens, chosen, count.prompt_counter(cell, _requests_of(cell, self._files), chosen)
+                ),
+            )
+            for cell, load, each in measured.loads
+        ]
+        measured.exchanges = [exchange for _, _, exchanges in measured.loads for exchange in exchanges]
+        writer.count([each for each in measured.exchanges if each.tokenizer is not None])
 
     def _take(self, target: Target, writer: SampleWriter, run: Run, measured: Measured) -> None:
         for transfer in target.phases():

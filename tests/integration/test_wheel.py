@@ -24,10 +24,13 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_code_plans_pins_and_reference_data_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("plan/reference.yaml", "report/reference-results.json", "builds/pins/nixl-1.5.0.lock", "py.typed"):
+    for wanted in ("plan/reference.yaml", "report/reference-results.json", "builds/pins/nixl-1.5.0.lock", "py.typed",
+                   "tokens/qwen3.vocabulary.xz"):  # fmt: skip
         assert f"kvgauge/{wanted}" in names
     assert not [name for name in names if name.startswith("tests/")]
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for text in ("LICENSE", "NOTICE"):
+        assert any(name.endswith(f"licenses/{text}") for name in names)
+    assert wheel.stat().st_size < 2 << 20
 
 
 def test_the_wheel_works_outside_the_source_tree(wheel, tmp_path):
@@ -39,7 +42,7 @@ def test_the_wheel_works_outside_the_source_tree(wheel, tmp_path):
     here = next(path for path in map(Path, sys.path) if path.name == "site-packages")
     (site / "dependencies.pth").write_text(f"{here}\n")
     python = home / "bin" / "python"
-    code = "import kvgauge; print(kvgauge.__file__)"
+    code = "from kvgauge.tokens import qwen; import kvgauge; assert qwen.tokenizer().count('Hello') == 1; print(kvgauge.__file__)"
     shown = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert shown.startswith(str(site))
     for arguments in (["--version"], ["plan", "--quick"], ["report", "--reference"], ["builds"]):

@@ -145,6 +145,12 @@ def test_the_largest_of_few_requests_gives_no_verdict_but_a_point():
     assert found.reason == "max of n=20: a P99 interval needs 299 requests"
 
 
+def test_tokens_that_were_counted_by_two_give_no_verdict_between_them():
+    found = only(about(100), about(50), counted_by={KEY: "Qwen3 (bundled)"})
+    assert found.verdict == "cannot tell"
+    assert found.reason == "tokens were counted by the server there and by Qwen3 (bundled) here: two measures"
+
+
 def test_incomparable_tests_and_absent_baselines_cannot_tell_and_say_why():
     other = row("C", model="Llama-3.1-8B", baseline=("A", "gone"))
     rows = gains(

@@ -102,7 +102,7 @@ class FakeTarget:
 
 def driver_of(world):
     class FakeDriver:
-        def __init__(self, url, model, *, host, request_timeout_s, headers, tls, quick_ack):
+        def __init__(self, url, model, *, host, request_timeout_s, headers, tls, quick_ack, **_):
             world.calls.append(("driver", url, model, request_timeout_s))
             world.quick_ack = quick_ack
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgauge.load.answers import Answer, Asked, answer_text, error_message, one_line, read_answer
+from kvgauge.load.answers import Answer, Asked, answer_text, answer_texts, error_message, one_line, read_answer
 from kvgauge.samples.records import Phases
 
 ASKED = Asked(
@@ -232,3 +232,27 @@ def test_no_mutated_stream_raises_and_every_record_can_be_written(mutations, ste
     assert exchange.failure is None or exchange.failure.isidentifier()
     assert len(exchange.detail or "") <= 300
     assert "\n" not in (exchange.detail or "")
+
+
+def texts(body):
+    answer = Answer(status=200, content_type="", body=body, stamps_ns=[], read_ns=[], ends=[], ended_ns=0)
+    return answer_texts(answer)
+
+
+def test_the_texts_of_an_answer_are_its_reasoning_and_its_content_in_order():
+    def delta(**said):
+        return b"data: " + json.dumps({"choices": [{"delta": said}]}).encode() + b"\n\n"
+
+    streamed = delta(reasoning_content="think ") + delta(reasoning="more") + delta(content="a\n") + delta(content="é")
+    assert texts(streamed + DONE) == ("think more", "a\né")
+    assert texts(chunk("Hel") + b": comment\n\n" + chunk("lo") + DONE) == ("", "Hello")
+    assert texts(json.dumps({"choices": [{"message": {"content": "whole"}}]}).encode()) == ("", "whole")
+    assert texts(chunk("a") + b"data: {broken\n\n" + b'data: {"choices":[]}') == ("", "a")
+
+
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.sampled_from([chunk("a"), DONE, USAGE, b"data: {}\n\n", b"{", b"\xff"])).map(b"".join)
+)
+def test_no_body_makes_the_reading_of_texts_fail(body):
+    assert all(isinstance(text, str) for text in texts(body))

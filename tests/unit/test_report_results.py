@@ -102,8 +102,10 @@ def test_the_shape_is_the_documented_one():
         "n": 8,
         "unit": "ms",
         "reason": None,
+        "note": None,
     }
-    assert list(test["summary"][0]) == ["cell", "concurrency", "metric", "point", "low", "high", "n", "unit", "reason"]
+    columns = ["cell", "concurrency", "metric", "point", "low", "high", "n", "unit", "reason", "note"]
+    assert list(test["summary"][0]) == columns
     assert test["gains"][0]["verdict"] == "better"
 
 

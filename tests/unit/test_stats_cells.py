@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvgauge.evidence.facts import Evidence, MachineUse, Missing
 from kvgauge.samples.records import Connection, Exchange, Phases, Transfer
-from kvgauge.stats.cells import cell_metrics, tpot_ms
+from kvgauge.stats.cells import cell_metrics, counter_of, tpot_ms
 from kvgauge.stats.run_level import first_request_penalty, proved, run_metrics
 
 MS = 1_000_000
@@ -220,3 +220,20 @@ def test_the_first_requests_penalty_is_cold_less_the_warm_median():
     assert (
         first_request_penalty([exchange(0, failure="connect"), *made[1:]]).reason == "the first request failed: connect"
     )
+
+
+def test_tokens_that_a_stand_in_counted_are_an_estimate_wherever_they_enter():
+    counted = {"tokens_source": "tokenizer", "tokenizer": "Qwen3 (bundled)", "tokenizer_stands_in": True}
+    exchanges = [msgspec.structs.replace(exchange(seq), **(counted if seq else {})) for seq in range(4)]
+    metrics = cell_metrics(exchanges, [], 0, 10**9)
+    note = metrics["output_token_throughput_tok_s"].note
+    assert note.startswith("3 of 4 answers carried no usage")
+    assert note.endswith("Qwen3 (bundled), which stands in for the model's own: an estimate")
+    assert metrics["output_token_throughput_tok_s"].point is not None
+    assert counter_of(metrics["tpot_ms_mean"]).startswith("Qwen3 (bundled)")
+    assert counter_of(metrics["ttft_ms_mean"]) is None
+    assert {name for name, value in metrics.items() if value.note == note} == {
+        "output_token_throughput_tok_s", "output_tokens_mean", "input_tokens_mean",
+        *(f"tpot_ms_{of}" for of in ("mean", "p50", "p90", "p95", "p99")),
+    }  # fmt: skip
+    assert cell_metrics([exchange(seq) for seq in range(4)], [], 0, 10**9)["tpot_ms_mean"].note is None

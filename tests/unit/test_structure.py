@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "kvgauge"
 ORDER = (
     ("failures",),
     ("models", "gpus"),
+    ("tokens",),
     ("samples.records",),
     ("builds", "backends", "switch"),
     ("plan",),
@@ -34,7 +35,7 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
         "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",
-        "scrape.changes", "switch",
+        "scrape.changes", "switch", "tokens", "load.count",
         "evidence.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",
         "doctor.judge_memory", "doctor.judge_network", "doctor.judge_processor", "doctor.judge_transports",
         "doctor.judge_variables",

@@ -1,4 +1,4 @@
-"""The flags for how a server is asked, which `run` and `load` share: headers, keys, certificates."""
+"""The flags for how a server is asked, which `run` and `load` share: headers, keys, certificates, proxies."""
 
 import argparse
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvgauge.load.headers import Headers
+    from kvgauge.load.proxy import Proxies
     from kvgauge.load.tls import Tls
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--header, --header-env, --api-key-env, --ca-file and --insecure."""
+    """--header, --header-env, --api-key-env, --ca-file, --insecure, --proxy and --proxy-from-env."""
     parser.add_argument(
         "--header", action="append", default=[], metavar="NAME:VALUE", help="sent to the URL with each request"
     )
@@ -32,6 +33,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure", action="store_true", help="of an https URL: do not check its certificate; every record says so"
     )
+    parser.add_argument(
+        "--proxy", metavar="URL", help="go to the URL through this http proxy, which is measured with it (none)"
+    )
+    parser.add_argument(
+        "--proxy-from-env", action="store_true", help="... or as HTTP_PROXY, HTTPS_PROXY and NO_PROXY say"
+    )
+
+
+def proxies_of(args: argparse.Namespace) -> "Proxies":
+    """raises UsageError"""
+    import os
+
+    from kvgauge.failures import UsageError
+    from kvgauge.load.proxy import NO_PROXIES, Proxies, Proxy
+
+    if args.proxy is None and not args.proxy_from_env:
+        return NO_PROXIES
+    if args.url is None:
+        raise UsageError("--proxy and --proxy-from-env go with --url; the embedded target is on this machine")
+    if args.proxy is not None and args.proxy_from_env:
+        raise UsageError("--proxy and --proxy-from-env were both given: which one is meant? Leave one away")
+    proxies = Proxies(Proxy(args.proxy)) if args.proxy is not None else Proxies(environment=os.environ)
+    proxies.of(args.url)
+    return proxies
 
 
 def headers_of(args: argparse.Namespace) -> "Headers":

@@ -2,15 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from kvgauge.cli.headers import add_flags, headers_of, tls_of
-
-if TYPE_CHECKING:
-    from kvgauge.load.headers import Headers
-    from kvgauge.load.tls import Tls
 
 from kvgauge.cli import watching, workers
+from kvgauge.cli.headers import add_flags, headers_of, proxies_of, tls_of
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,6 +43,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--no-streaming", action="store_true", help="whole answers: nothing is known of first tokens")
     load.add_argument("--shared-prefix", type=int, metavar="TOKENS",
                       help="of --isl, how many all prompts have in common at their start")  # fmt: skip
+    load.add_argument("--prompt-kind", choices=("tokens", "text"),
+                      help="of prompts that are made (tokens: ids, exact by any tokenizer; chat: text)")  # fmt: skip
+    load.add_argument("--tokenizer", metavar="PATH",
+                      help="the model's tokenizer.json, or its folder: makes prompts, and counts answers without usage "
+                      "(default: Qwen3's, an estimate for other models)")  # fmt: skip
     load.add_argument("--allow-eos", action="store_true", help="the model may end its answers early")
     load.add_argument("--goodput", nargs="+", default=(), metavar="NAME:MS",
                       help="objectives: ttft, tpot and e2el, e.g. ttft:200 tpot:50")  # fmt: skip
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--repetitions: expected 1 to 1000, got {args.repetitions}")
     if not 0 <= args.random_seed < 2**31:
         raise UsageError(f"--random-seed: expected 0 to 2147483647, got {args.random_seed}")
-    site.site_of(args.url, tls_of(args))
+    site.site_of(args.url, tls_of(args), proxy=proxies_of(args).of(args.url))
     headers_of(args)  # and what is wrong with them
     asked = Asked(
         concurrency=args.concurrency,
@@ -116,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         stream=not args.no_streaming,
         shared_prefix_tokens=args.shared_prefix,
         ignore_eos=not args.allow_eos,
+        prompt_kind=args.prompt_kind,
+        tokenizer=args.tokenizer,
         goodput=tuple(" ".join(args.goodput).split()),
         steps=args.rate_steps,
         sessions=args.conversation_num,
@@ -127,11 +128,7 @@ def run(args: argparse.Namespace) -> int:
         quick_ack=args.quick_ack,
     )
     plan_of(asked, "unknown", file_bytes)  # what is wrong with the flags is said before the server is asked
-    plan = plan_of(
-        asked,
-        args.model or ("unknown" if args.dry_run else _only_model(args.url, headers_of(args), tls_of(args))),
-        file_bytes,
-    )
+    plan = plan_of(asked, args.model or ("unknown" if args.dry_run else _only_model(args)), file_bytes)
     if args.dry_run:
         from rich.console import Console
 
@@ -143,14 +140,15 @@ def run(args: argparse.Namespace) -> int:
     return conduct_plan(plan, given, None)
 
 
-def _only_model(url: str, headers: "Headers", tls: "Tls | None") -> str:
+def _only_model(args: argparse.Namespace) -> str:
     """raises UsageError when the server offers none or several, LoadError when it does not answer"""
     from kvgauge.failures import UsageError
     from kvgauge.load import site
 
-    served = site.models(url, headers=headers, tls=tls)
+    proxy = proxies_of(args).of(args.url)
+    served = site.models(args.url, headers=headers_of(args), tls=tls_of(args), proxy=proxy)
     if len(served) != 1:
-        raise UsageError(f"{url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
+        raise UsageError(f"{args.url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
     return served[0]
 
 

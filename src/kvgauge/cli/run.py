@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from kvgauge.builds.records import Build
     from kvgauge.load.headers import Headers
+    from kvgauge.load.proxy import Proxies
     from kvgauge.load.tls import Tls
     from kvgauge.plan.records import Plan
     from kvgauge.resume import Saved
@@ -114,7 +115,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     from kvgauge.conduct import Conductor
     from kvgauge.failures import SamplesError, UsageError
     from kvgauge.load.open_files import raise_limit, refuse_too_few
-    from kvgauge.plan import load_files
+    from kvgauge.plan import load_files, load_tokenizers
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report.live import Live
     from kvgauge.report.published import published
@@ -123,12 +124,13 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     console = Console(stderr=True)
     if not all(0 < seconds < inf for seconds in (args.request_timeout, args.transfer_timeout)):
         raise UsageError("time-outs must be above 0 s and finite")
-    watched = watching.watching_of(args)
+    proxies = header_flags.proxies_of(args)
+    watched = watching.watching_of(args, proxies)
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     wanted, workers_for = workers.workers_of(args, plan)
     headers, tls = header_flags.headers_of(args), header_flags.tls_of(args)
     target_for, builds = _target_for(
-        plan, args, (headers, tls), lambda line: console.print(line, markup=False, highlight=False)
+        plan, args, (headers, tls, proxies), lambda line: console.print(line, markup=False, highlight=False)
     )
     options = {
         "request_timeout_s": args.request_timeout,
@@ -141,13 +143,14 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "key from": args.api_key_env,
         "certificates": header_flags.tls_text(args),
         "load workers": None if wanted == 1 else str(wanted),
+        "proxy": proxy.shown if args.url is not None and (proxy := proxies.of(args.url)) is not None else None,
     }
     conditions = resume.conditions_now(
         {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
     )
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
-    files = load_files(plan.cells)
+    files, tokenizers = load_files(plan.cells), load_tokenizers(plan.tests)
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     for build in builds.values():
         console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
@@ -174,6 +177,8 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             tls=tls,
             watching=watched,
             workers=workers_for,
+            tokenizers=tokenizers,
+            proxies=proxies,
         )
         try:
             results = conductor.conduct()
@@ -198,7 +203,7 @@ def _after(folder: Path) -> str:
 
 
 def _target_for(
-    plan: "Plan", args: argparse.Namespace, asking: "tuple[Headers, Tls | None]", say: "Callable[[str], None]"
+    plan: "Plan", args: argparse.Namespace, asking: "tuple[Headers, Tls | None, Proxies]", say: "Callable[[str], None]"
 ) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
@@ -219,11 +224,15 @@ def _target_for(
             )
         if args.namespace:
             raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
-        headers, tls = asking
-        site.site_of(args.url, tls)
-        wait_ready = partial(site.wait_ready, headers=headers, tls=tls)
-        models = partial(site.models, headers=headers, tls=tls)
-        return lambda _logs: UrlTarget(args.url, wait_ready=wait_ready, models=models, model=args.model), {}
+        headers, tls, proxies = asking
+        proxy = proxies.of(args.url)
+        site.site_of(args.url, tls, proxy=proxy)
+        wait_ready = partial(site.wait_ready, headers=headers, tls=tls, proxy=proxy)
+        models = partial(site.models, headers=headers, tls=tls, proxy=proxy)
+        through = proxy.shown if proxy is not None else None
+        return (
+            lambda _logs: UrlTarget(args.url, wait_ready=wait_ready, models=models, model=args.model, proxy=through)
+        ), {}
     from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options
     from kvgauge.target.namespaces import read_namespaces

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvgauge.load.proxy import Proxies
     from kvgauge.scrape.scraper import Watching
 
 DEFAULT_INTERVAL_S, INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 0.1, 3600.0
@@ -26,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def watching_of(args: argparse.Namespace) -> "Watching | None":
+def watching_of(args: argparse.Namespace, proxies: "Proxies") -> "Watching | None":
     """Which /metrics to scrape; None: none. raises UsageError"""
     from kvgauge.failures import UsageError
     from kvgauge.scrape.scraper import Watching
@@ -38,10 +39,10 @@ def watching_of(args: argparse.Namespace) -> "Watching | None":
         return None
     if not INTERVAL_S_MIN <= args.metrics_interval <= INTERVAL_S_MAX:
         raise UsageError(f"--metrics-interval must be {INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g} s, or 0 for none")
-    urls = tuple(dict.fromkeys(metrics_url(url) for url in args.metrics_url))
+    urls = tuple(dict.fromkeys(metrics_url(url, proxies.of(url)) for url in args.metrics_url))
     if len(urls) > SOURCES_MAX:
         raise UsageError(f"{len(urls)} --metrics-url are more than the {SOURCES_MAX} that one client scrapes")
-    return Watching(urls=urls, interval_s=args.metrics_interval)
+    return Watching(urls=urls, interval_s=args.metrics_interval, proxies=proxies)
 
 
 def conditions(watched: "Watching | None") -> dict[str, str | float | None]:

@@ -51,6 +51,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     no_verdict  (cell, metric) -> why this metric gives no verdict, as a P99 of few requests does
     units       (cell, metric) -> its unit
     confidence  of its gains' intervals: more than 95 % where the plan stopped once they were narrow
+    counted_by  (cell, metric) -> which tokenizer counted the tokens it rests on; absent: the server did
     """
 
     __test__ = False  # pytest: not a test class
@@ -61,6 +62,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     no_verdict: Mapping[Key, str] = {}
     units: Mapping[Key, str] = {}
     confidence: float = CONFIDENCE
+    counted_by: Mapping[Key, str] = {}
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +238,9 @@ def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -
     why = before.no_verdict.get(key) or after.no_verdict.get(key)
     if why is not None:
         return why
+    there, here = before.counted_by.get(key), after.counted_by.get(key)
+    if there != here:
+        return f"tokens were counted by {there or 'the server'} there and by {here or 'the server'} here: two measures"
     n = gained.estimate.n
     if n >= RUNS_MIN:
         return None

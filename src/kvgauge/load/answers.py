@@ -268,6 +268,26 @@ def _read_events(answer: Answer, reading: _Reading) -> None:
     reading.done = left is not None and left.data == b"[DONE]"
 
 
+def answer_texts(answer: Answer) -> tuple[str, str]:
+    """What a whole answer said, for counting its tokens: (reasoning, content). What cannot be read is left out."""
+    reasoning: list[str] = []
+    content: list[str] = []
+    splitter = EventSplitter()
+    streamed = not answer.body.lstrip().startswith(b"{")
+    datas = [event.data for event in splitter.feed(answer.body)] if streamed else [answer.body]
+    if streamed and (left := splitter.close()) is not None:
+        datas.append(left.data)
+    for data in datas:
+        try:
+            choice = (_chunk(data).choices or [_Choice()])[0]
+        except UNREADABLE:
+            continue  # [DONE], or garbage that the reading of the answer has told of
+        said = choice.delta or choice.message or _Said()
+        reasoning += filter(None, (said.reasoning_content or said.reasoning,))
+        content += filter(None, (choice.text, said.content))
+    return "".join(reasoning), "".join(content)
+
+
 def _content_of(data: bytes) -> str | None:
     """The text of a chunk that holds content and, but for its id, nothing else that is looked at; else None."""
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvgauge.load.answers import Answer, Asked, answer_text, read_answer
+from kvgauge.load.answers import Answer, Asked, answer_text, answer_texts, read_answer
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
 from kvgauge.load.sessions import Sessions
@@ -17,6 +17,7 @@ from kvgauge.load.shares import ALL, WHOLE, Part, Share
 from kvgauge.load.site import Site
 from kvgauge.load.stream import Incoming
 from kvgauge.load.tally import Tally
+from kvgauge.load.texts import Said
 from kvgauge.load.work import Ended
 from kvgauge.samples.records import Exchange
 
@@ -29,6 +30,7 @@ class _Heard(NamedTuple):
     """An answer that was read and not handed over yet."""
 
     exchange: Exchange
+    answer: Answer
     ended_ns: int
     sent: bool
     fresh: bool
@@ -51,9 +53,10 @@ class CellWork:
         offset: RealtimeOffset,
         share: Share = WHOLE,
         warmups: int = 0,
+        keep_text: Callable[[Said], None] | None = None,
     ) -> None:
         """share, warmups: which part of a cell with so much warm-up is ours; account: told of each exchange as well"""
-        self._offset = offset
+        self._offset, self._keep_text = offset, keep_text
         self._site, self._api_path, self._template = site, api_path, template
         self._bodies = bodies if isinstance(bodies, Bodies) else None
         self._sessions = bodies if isinstance(bodies, Sessions) else None
@@ -155,14 +158,17 @@ class CellWork:
     def _hear(self, sessions: Sessions, ended: Ended) -> _Heard:
         exchange, answer = self._read(ended, *sessions.place(ended.slot))
         sessions.heard(ended.slot, exchange, lambda: answer_text(answer))
-        return _Heard(exchange, ended.ended_ns, ended.sent_ns is not None, ended.fresh)
+        return _Heard(exchange, answer, ended.ended_ns, ended.sent_ns is not None, ended.fresh)
 
     def _read_one(self) -> None:
         ended = self._unread.popleft()
         if isinstance(ended, Ended):
-            exchange, sent = self._read(ended)[0], ended.sent_ns is not None
+            exchange, answer = self._read(ended)
+            sent = ended.sent_ns is not None
         else:
-            exchange, sent = ended.exchange, ended.sent
+            exchange, answer, sent = ended.exchange, ended.answer, ended.sent
+        if self._keep_text is not None and exchange.failure is None and exchange.tokens_source == "events":
+            self._keep_text(Said(cell=exchange.cell, seq=exchange.seq, texts=answer_texts(answer)))
         self.tally.add(exchange, sent=sent, fresh=ended.fresh)
         if self.account is not None:
             self.account(exchange, sent, ended.fresh)
@@ -184,6 +190,9 @@ class CellWork:
         incoming = ended.incoming if ended.incoming is not None else Incoming()
         self._offset.measure()
         answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
-        answer = msgspec.structs.replace(answer, body=self._site.headers.hidden(answer.body))
+        answer = msgspec.structs.replace(answer, body=self._site.hidden(answer.body))
         incoming.finish(incoming.end)
-        return read_answer(asked, answer), answer
+        exchange = read_answer(asked, answer)
+        if self._site.proxy is not None:
+            exchange = self._site.proxy.judged(exchange, tunnelled=self._site.tls is not None)
+        return exchange, answer

@@ -30,18 +30,21 @@ from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.open_files import raise_limit
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
+from kvgauge.load.proxy import Proxy
 from kvgauge.load.receive import OpenReceiver, acknowledging, open_receiver
 from kvgauge.load.schedules import schedule
 from kvgauge.load.sessions import Sessions
 from kvgauge.load.shares import WHOLE, Part, Share
 from kvgauge.load.site import Site, context_tokens, site_of
 from kvgauge.load.tally import CellLoad
+from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
 from kvgauge.load.work import Begin, Limits, Pace
 from kvgauge.plan.open import starts
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.records import Clock, Exchange
+from kvgauge.tokens.choose import Chosen
 
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
 STAGGER_NS_MAX = 2_000_000_000
@@ -65,6 +68,8 @@ class Driver:
     quick_ack            have the kernel acknowledge every read at once (Linux)
     request_timeout_s    bound of one request, from the moment we begin to send it
     first_token_timeout_s, stall_timeout_s   to the first byte of the body, and between reads; never above the bound
+    proxy                that every request goes through; None: none, whatever the environment says
+    tokenizer            the model's own, where the user gave it: text prompts get their length by it
     stagger_s            window over which closed-loop slots begin; None: a request's latency as far as it is known
                          (from the warm-up, else from an earlier cell of the same shape), at most 2 s, and less when
                          a slot has few requests: the first must not be done before the last begins
@@ -90,15 +95,18 @@ class Driver:
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         worker: int = 0,
         open_receiver: OpenReceiver = open_receiver,
+        tokenizer: Chosen | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
             raise LoadError("every timeout must be above 0 s")
-        self._site: Site = site_of(url, tls, headers=headers)
+        self._site: Site = site_of(url, tls, headers=headers, proxy=proxy)
         self._model, self._host, self._worker = model, host, worker
         self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
         self._clock: Clock = "monotonic"
-        self._token_ids = token_ids
-        self._texts = TextLengths(self._site, model)
+        size = tokenizer.tokenizer.size if tokenizer is not None else token_ids[1] + 1
+        self._token_ids = token_ids[0], min(token_ids[1], size - 1)
+        self._texts = TextLengths(self._site, model, tokenizer)
         self._context_asked = False
         self._context_tokens: int | None = None
         self._stagger_s = stagger_s
@@ -140,6 +148,7 @@ class Driver:
         share: Share = WHOLE,
         pace: Pace | None = None,
         account: Callable[[Exchange, bool, bool], None] | None = None,
+        keep_text: Callable[[Said], None] | None = None,
     ) -> CellLoad:
         """Offer one cell, or a share of it: its warm-up, then what is measured.
 
@@ -150,6 +159,7 @@ class Driver:
         requests     those of the trace or the dataset that the cell sends
         share, pace  where other drivers offer the rest of it: which part is ours, and whom to ask when to begin
         account      gets each exchange too, with whether it was sent, and on a connection made for it
+        keep_text    gets what an answer said when the server sent no usage with it, before its exchange is handed over
         raises       LoadError when the cell cannot be asked for, and what the callbacks raise
         """
         if cell.conversation is not None and share != WHOLE:
@@ -171,6 +181,7 @@ class Driver:
             offset=self._offset,
             share=share,
             warmups=cell.warmup_requests,
+            keep_text=keep_text,
         )
         work.account = account
         steps = self._offset.steps
@@ -228,9 +239,17 @@ class Driver:
         )
 
     def _bodies(self, cell: Cell, seed: int, requests: tuple[FileRequest, ...]) -> Bodies | Sessions:
-        added = self._texts.added(cell)
+        known, added = self._texts.made(cell)
         if cell.conversation is None:
-            return Bodies(cell, model=self._model, seed=seed, token_ids=self._token_ids, requests=requests, added=added)
+            return Bodies(
+                cell,
+                model=self._model,
+                seed=seed,
+                token_ids=self._token_ids,
+                requests=requests,
+                added=added,
+                known=known,
+            )
         if not self._context_asked:
             self._context_asked, self._context_tokens = True, context_tokens(self._site, self._model)
         return Sessions(
@@ -240,6 +259,7 @@ class Driver:
             seed=seed,
             requests=requests,
             added=added,
+            known=known,
             context_tokens=self._context_tokens,
         )
 

@@ -16,6 +16,7 @@ from kvgauge.load.kept import KeptReader
 from kvgauge.load.member import Member
 from kvgauge.load.orders import Done, Enough, Failed, FromWorker, Go, Ready, Stop, Wave, WaveOver
 from kvgauge.load.tally import CellLoad, Tally
+from kvgauge.load.texts import Said
 from kvgauge.plan.records import Cell
 from kvgauge.samples.records import Exchange
 
@@ -31,6 +32,7 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
     tick: Callable[[], None] | None
     stop: Callable[[], bool]
     enough: Callable[[], bool]
+    keep_text: Callable[[Said], None] | None = None
 
 
 class Hand(msgspec.Struct, kw_only=True):
@@ -161,6 +163,8 @@ class Joint:
         for hand in self._hands:
             for kept in hand.kept.take():
                 hand.recorded += not kept.exchange.warmup
+                if kept.said is not None and self._calls.keep_text is not None:
+                    self._calls.keep_text(kept.said)
                 self._tally.add(kept.exchange, sent=kept.sent, fresh=kept.fresh)
                 self._calls.on_exchange(kept.exchange)
         if self._calls.tick is not None:

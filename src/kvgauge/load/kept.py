@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from kvgauge.load.orders import LENGTH, cut
+from kvgauge.load.texts import Said
 from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.records import Exchange
 
@@ -19,11 +20,12 @@ READ_BYTES = 4 << 20
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """sent: the request left; fresh: on a connection made for it (Tally wants to know)."""
+    """sent: the request left; fresh: on a connection made for it (Tally wants to know). said: without usage."""
 
     exchange: Exchange
     sent: bool
     fresh: bool
+    said: Said | None = None
 
 
 class KeptWriter:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from kvgauge.load.answers import Cut
 from kvgauge.load.arrivals import Arrivals, Due
 from kvgauge.load.open_files import why
+from kvgauge.load.proxy import ProxyRefused
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
 from kvgauge.load.slot import Slot, overdue
@@ -217,6 +218,7 @@ class Loop:
                     clock_ns=self._clock_ns,
                     open_receiver=self._open_receiver,
                     session=Session(self._tls, self._site.host) if self._tls is not None else None,
+                    tunnel=self._site.tunnel(),
                 )
             except OSError as error:
                 seen = error
@@ -240,7 +242,7 @@ class Loop:
     def _no_connection(self, slot: Slot, seen: str, cut: Cut = "connect") -> None:
         self._address_at = 0
         if slot.request is not None:
-            self._over(slot, cut=cut, detail=f"{self._site.authority}: {seen}")
+            self._over(slot, cut=cut, detail=f"{self._site.way}: {seen}")
 
     def _no_session(self, slot: Slot, seen: str) -> None:
         """Another address of the same name would show the same certificate: none is tried."""
@@ -253,6 +255,10 @@ class Loop:
             usable = connection.advance()
         except TlsFailed as error:
             self._no_session(slot, str(error))
+            return
+        except ProxyRefused as error:  # at another of its addresses it would say the same
+            self._drop(slot)
+            self._no_connection(slot, str(error))
             return
         except OSError as error:
             seen = error.strerror or str(error)

@@ -29,7 +29,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Setup(Order, frozen=True, kw_only=True, tag=True):
-    """Once. Headers travel here only; a value of `secret` is a key. tls: the fields of a Tls."""
+    """Once. Headers and the proxy's URL travel here only: a value of `secret` is a key, the URL may hold a password.
+
+    tls  the fields of a Tls
+    """
 
     index: int
     url: str
@@ -41,6 +44,7 @@ class Setup(Order, frozen=True, kw_only=True, tag=True):
     timeouts_s: dict[str, float | None]
     token_ids: tuple[int, int]
     quick_ack: bool = False
+    proxy: str | None = None
 
 
 class Offer(Order, frozen=True, kw_only=True, tag=True):

@@ -20,6 +20,7 @@ from kvgauge.failures import LoadError
 from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.records import Cell
 from kvgauge.plan.trace import BLOCK_TOKENS, FileRequest, TraceRequest, asked
+from kvgauge.tokens.files import Tokenizer
 
 TOKEN_ID_LOW, TOKEN_ID_HIGH = 0, 31_999  # every vocabulary we know is at least this large
 SPAN_MIN = 256
@@ -88,9 +89,22 @@ def words() -> tuple[str, ...]:
     return tuple(resources.files("kvgauge.load").joinpath("words.txt").read_text("ascii").split())
 
 
-def text_of(ids: list[int]) -> str:
-    """As many words as there are numbers, each below len(words())."""
-    known = words()
+def words_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Those of the words that are one token each in this vocabulary, first or after a blank.
+
+    raises  LoadError when they are too few to make prompts of: then only a prompt of the user's own can be sent
+    """
+    found = [word for word in words() if tokenizer.count(word) == 1 and tokenizer.count(f"{word} {word}") == 2]
+    if len(found) < SPAN_MIN:
+        raise LoadError(
+            f"only {len(found)} of {len(words())} words are one token each in the tokenizer given, and {SPAN_MIN} are "
+            "needed to make prompts; is it this model's? Else use a dataset, or prompt_kind: tokens"
+        )
+    return tuple(found)
+
+
+def text_of(ids: list[int], known: tuple[str, ...]) -> str:
+    """As many words as there are numbers, each below len(known)."""
     return " ".join([known[number] for number in ids])
 
 
@@ -145,9 +159,9 @@ def body_of(cell: Cell, *, model: str, prompt: str | list[int] | list[tuple[str,
     return body[:-1] + b"," + _encode(cell.extra_body)[1:] if cell.extra_body else body
 
 
-def sample_text(cell: Cell, count: int) -> str:
+def sample_text(cell: Cell, count: int, known: tuple[str, ...]) -> str:
     """A text prompt of `count` words, as the cell's are; for asking a server how many tokens it makes of it."""
-    return text_of(unique_tokens(0, f"{cell.name}\0sample", 0, max(1, count), low=0, high=len(words()) - 1))
+    return text_of(unique_tokens(0, f"{cell.name}\0sample", 0, max(1, count), low=0, high=len(known) - 1), known)
 
 
 class Bodies:
@@ -155,6 +169,7 @@ class Bodies:
 
     requests  those of the trace or dataset that the cell sends; of a trace its warm-up is not among them
     added     tokens that the server adds to a text, found by asking it: text prompts are made so much shorter
+    known     the words that texts are made of; None: all of ours
     raises    LoadError when the cell cannot be asked for: neither a prompt nor a length, or token ids over chat
     """
 
@@ -167,13 +182,15 @@ class Bodies:
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         requests: tuple[FileRequest, ...] = (),
         added: int = 0,
+        known: tuple[str, ...] | None = None,
     ) -> None:
         self._cell, self._model, self._seed = cell, model, seed
         self._requests, self._added = requests, added
+        self._words = known if known is not None else words()
         self._is_text = cell.prompt_kind == "text"
         self._range: dict[str, Any] = dict(zip(("low", "high"), token_ids, strict=True))
         if self._is_text:
-            self._range = {"low": 0, "high": len(words()) - 1}
+            self._range = {"low": 0, "high": len(self._words) - 1}
         self._literal: bytes | None = None
         if cell.prompt is not None:
             self._literal = body_of(cell, model=model, prompt=cell.prompt, max_tokens=cell.output_tokens)
@@ -208,4 +225,4 @@ class Bodies:
             ids = shared_tokens(self._seed, cell.name, request, seq, **self._range)[:count]
         else:
             ids = prefixed_tokens(self._seed, cell, seq, count, **self._range)
-        return text_of(ids) if self._is_text else ids
+        return text_of(ids, self._words) if self._is_text else ids

@@ -64,6 +64,7 @@ class Sessions:
     """The sessions of one cell, by number as they begin. The same seed, cell and number give the same user's turns.
 
     requests        those of the dataset that the cell sends
+    known           words that texts are made of; None: all of ours
     added           tokens that the server adds to a first text: it is made so much shorter
     context_tokens  most that a prompt and its answer may have together; None: not known
     """
@@ -77,10 +78,12 @@ class Sessions:
         seed: int,
         requests: tuple[FileRequest, ...] = (),
         added: int = 0,
+        known: tuple[str, ...] | None = None,
         context_tokens: int | None = None,
     ) -> None:
         self._cell, self._conversation, self._model, self._seed = cell, conversation, model, seed
         self._requests, self._added, self._context_tokens = requests, added, context_tokens
+        self._known = known or words()
         self._ready: deque[Session] = deque()  # made and not begun
         self._under_way: dict[int, Session] = {}  # by slot
         self._wanting: deque[Session] = deque()  # under way, the text of the next turn not made
@@ -214,10 +217,12 @@ class Sessions:
         if cell.dataset is not None:
             given = self._given(number)
             return given.replies[turn - 1].text if turn else given.text
-        high = len(words()) - 1
+        high = len(self._known) - 1
         if turn == 0:
-            return text_of(prefixed_tokens(self._seed, cell, number, max(1, count - self._added), low=0, high=high))
-        return text_of(unique_tokens(self._seed, f"{cell.name}\0turn\0{turn}", number, count, low=0, high=high))
+            ids = prefixed_tokens(self._seed, cell, number, max(1, count - self._added), low=0, high=high)
+        else:
+            ids = unique_tokens(self._seed, f"{cell.name}\0turn\0{turn}", number, count, low=0, high=high)
+        return text_of(ids, self._known)
 
     def _body(self, session: Session) -> bytes:
         cell = self._cell

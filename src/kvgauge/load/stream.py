@@ -15,6 +15,7 @@ import numpy as np
 
 from kvgauge.load.answers import Answer, Cut
 from kvgauge.load.offset import NO_STAMP, RealtimeOffset
+from kvgauge.load.proxy import Tunnel
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.tls import Session, TlsFailed
 
@@ -180,7 +181,7 @@ class Connection:
     connecting  until `advance` has returned True
     shaking     the TCP connection stands, the TLS session does not yet
     incoming    the answer under way; None between answers
-    unsent      what the kernel has not taken yet of the request, or of the handshake
+    unsent      what the kernel has not taken yet of the request, the handshake, or what asks for a tunnel
     sent_ns     taken just before the request's last byte was handed to the kernel
     """
 
@@ -189,6 +190,7 @@ class Connection:
         "_receiver",
         "_session",
         "_sock",
+        "_tunnel",
         "address_at",
         "connecting",
         "fd",
@@ -207,8 +209,12 @@ class Connection:
         clock_ns: Callable[[], int],
         open_receiver: OpenReceiver = open_receiver,
         session: Session | None = None,
+        tunnel: Tunnel | None = None,
     ) -> None:
-        """Begin to connect. raises OSError when that fails at once."""
+        """Begin to connect. raises OSError when that fails at once.
+
+        tunnel  to be made by the proxy at this address, before the session begins
+        """
         self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self.fd = self._sock.fileno()
         self.address_at = address_at
@@ -216,7 +222,7 @@ class Connection:
         self.incoming: Incoming | None = None
         self.unsent: memoryview | None = None
         self.sent_ns = 0
-        self._clock_ns, self._session = clock_ns, session
+        self._clock_ns, self._session, self._tunnel = clock_ns, session, tunnel
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._receiver = open_receiver(self._sock, clock_ns)
@@ -234,12 +240,15 @@ class Connection:
     def advance(self) -> bool:
         """Call when the socket is ready while `connecting`. True when a request can be sent.
 
-        raises  OSError when the connection was not made or broke, TlsFailed when the session was not made
+        raises  OSError when the connection was not made or broke, ProxyRefused when the tunnel was not made, TlsFailed
+                when the session was not
         """
         if not self.shaking:
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code))
+            if self._tunnel is not None and not self._tunnelled(self._tunnel):
+                return False
             self.shaking = self._session is not None
         if self._session is not None and not self._shaken(self._session):
             return False
@@ -295,6 +304,18 @@ class Connection:
                 self._sock.send(self._session.farewell(), socket.MSG_NOSIGNAL)
         with contextlib.suppress(OSError):
             self._sock.close()
+
+    def _tunnelled(self, tunnel: Tunnel) -> bool:
+        if not self.sent_ns:
+            self.unsent = memoryview(tunnel.request)
+        self.offer()
+        if self.unsent is not None:
+            return False
+        with contextlib.suppress(BlockingIOError):
+            received, _, _ = self._receiver.recv()
+            if tunnel.take(received):
+                self._tunnel, self.sent_ns = None, 0
+        return self._tunnel is None
 
     def _shaken(self, session: Session) -> bool:
         self.offer()

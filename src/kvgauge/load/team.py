@@ -20,15 +20,18 @@ from kvgauge.load.kept import KeptReader
 from kvgauge.load.member import END_S, START_S, Member
 from kvgauge.load.orders import Offer, Setup
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW
+from kvgauge.load.proxy import Proxy
 from kvgauge.load.shares import Share
 from kvgauge.load.site import site_of
 from kvgauge.load.tally import CellLoad
+from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
 from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.records import Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.records import Exchange
+from kvgauge.tokens.choose import Chosen
 
 SILENT_S = 30.0  # a worker speaks twice a second, but for its connections: 5 s each address of the name
 
@@ -57,9 +60,12 @@ class Team:
         headers: Headers = NO_HEADERS,
         token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH),
         quick_ack: bool = False,
+        tokenizer: Chosen | None = None,
+        proxy: Proxy | None = None,
         silent_s: float = SILENT_S,
     ) -> None:
-        site_of(url, tls, headers=headers)
+        site_of(url, tls, headers=headers, proxy=proxy)
+        self._tokenizer = tokenizer
         self._decide, self._folder = decide, folder
         self._stagger_s, self._silent_s = stagger_s, silent_s
         self._members: dict[int, Member] = {}
@@ -76,6 +82,7 @@ class Team:
             timeouts_s={"request_timeout_s": request_timeout_s},
             token_ids=token_ids,
             quick_ack=quick_ack,
+            proxy=proxy.url if proxy is not None else None,
         )
         self._driver: Driver | None = None
         self._driver_of = partial(
@@ -89,6 +96,8 @@ class Team:
             headers=headers,
             token_ids=token_ids,
             quick_ack=quick_ack,
+            tokenizer=tokenizer,
+            proxy=proxy,
         )
 
     def __enter__(self) -> Self:
@@ -122,10 +131,13 @@ class Team:
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
         requests: tuple[FileRequest, ...] = (),
+        keep_text: Callable[[Said], None] | None = None,
     ) -> CellLoad:
         """As `Driver.run_cell`; raises SamplesError too, when a worker's file cannot be written."""
-        calls = Calls(on_exchange=on_exchange, tick=tick, stop=stop, enough=enough)
+        calls = Calls(on_exchange=on_exchange, tick=tick, stop=stop, enough=enough, keep_text=keep_text)
         chosen = self._decide(cell)
+        if self._tokenizer is not None and chosen.workers > 1:
+            chosen = HowMany(workers=1, why="a tokenizer of the user makes prompts in one worker only")
         if chosen.workers == 1:
             self._driver = self._driver or self._driver_of()
             load = self._driver.run_cell(

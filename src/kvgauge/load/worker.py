@@ -38,6 +38,8 @@ from kvgauge.load.orders import (
     Wave,
     WaveOver,
 )
+from kvgauge.load.proxy import Proxy
+from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
 from kvgauge.load.work import Begin
 
@@ -117,13 +119,15 @@ class Orders:
 def offer_share(driver: Driver, offer: Offer, orders: Orders) -> Done:
     """Offer our part of one cell; its exchanges go to the file. raises LoadError, SamplesError, ConductorGone"""
     writer = KeptWriter(Path(offer.path))
+    said: list[Said] = []  # of the exchange that is handed over next
     try:
         load = driver.run_cell(
             offer.cell,
             run_id=offer.run_id,
             seed=offer.seed,
             on_exchange=lambda _exchange: None,
-            account=lambda exchange, sent, fresh: writer.add(Kept(exchange, sent, fresh)),
+            account=lambda exchange, sent, fresh: writer.add(Kept(exchange, sent, fresh, said.pop() if said else None)),
+            keep_text=said.append,
             tick=writer.flush,
             stop=orders.stop,
             enough=lambda: orders.enough,
@@ -152,6 +156,7 @@ def driver_of(setup: Setup) -> Driver:
         token_ids=setup.token_ids,
         worker=setup.index,
         quick_ack=setup.quick_ack,
+        proxy=Proxy(setup.proxy) if setup.proxy is not None else None,
         **setup.timeouts_s,  # type: ignore[arg-type]
     )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvgauge.plan.records import Cell, Plan
+    from kvgauge.plan.records import Cell, Plan, Test
     from kvgauge.plan.trace import FileRequest
+    from kvgauge.tokens.choose import Chosen
 
 
 def _plan_text(path: Path) -> bytes:
@@ -50,6 +51,31 @@ def load_files(cells: "Iterable[Cell]") -> "dict[str, tuple[FileRequest, ...]]":
         except OSError as error:
             raise PlanError(f"it cannot be read: {error.strerror}; put it back", source=file.path) from None
         found[file.path] = trace.again(file, data) if isinstance(file, TraceFile) else dataset.again(file, data)
+    return found
+
+
+def load_tokenizers(tests: "Iterable[Test]") -> "dict[str, Chosen]":
+    """The tokenizer of every test that names one, by the test's name.
+
+    raises  PlanError for one that is gone, or not the file that the plan was read with
+    """
+    import hashlib
+
+    from kvgauge.failures import PlanError
+    from kvgauge.tokens.choose import given
+
+    found: dict[str, Chosen] = {}
+    for test in tests:
+        file = test.tokenizer
+        if file is None:
+            continue
+        try:
+            data = file_bytes(file.path)
+        except OSError as error:
+            raise PlanError(f"it cannot be read: {error.strerror}; put it back", source=file.path) from None
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise PlanError("it has changed since the plan was read; begin a new run", source=file.path)
+        found[test.name] = given(data, file.path)
     return found
 
 

@@ -13,7 +13,8 @@ from kvgauge.failures import PlanError, UsageError
 from kvgauge.plan.cells import read_cells
 from kvgauge.plan.nodes import parse
 from kvgauge.plan.read import GOODPUT_MS_MAX
-from kvgauge.plan.records import UNOBSERVED, Goodput, Plan, Primary, Test
+from kvgauge.plan.records import UNOBSERVED, Goodput, Plan, Primary, Test, TokenizerFile
+from kvgauge.plan.tokenizer import read_tokenizer
 
 SOURCE = "command line"
 OBJECTIVES = {"ttft": "ttft_ms", "tpot": "tpot_ms", "e2el": "e2e_latency_ms"}
@@ -48,6 +49,7 @@ FLAGS = {
     "for_s": "--rate-steps",
     "arrivals": "--arrival-pattern",
     "until": "--until",
+    "prompt_kind": "--prompt-kind",
 }
 IN_MESSAGES = ("sessions", "duration_s", "conversation")  # named by messages about other flags
 
@@ -92,6 +94,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     delay_ms_stddev: float | None = None
     history: str | None = None
     quick_ack: bool = False
+    prompt_kind: str | None = None
+    tokenizer: str | None = None
 
     @property
     def in_sessions(self) -> bool:
@@ -127,6 +131,7 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
         model=model,
         prefill_tp=1,
         decode_tp=1,
+        tokenizer=_tokenizer(asked.tokenizer, read_file),
     )
     return Plan(
         name="load",
@@ -139,6 +144,13 @@ def plan_of(asked: Asked, model: str, read_file: Callable[[str], bytes]) -> Plan
         goodput=_goodput(asked.goodput),
         quick_ack=asked.quick_ack,
     )
+
+
+def _tokenizer(path: str | None, read_file: Callable[[str], bytes]) -> TokenizerFile | None:
+    try:
+        return None if path is None else read_tokenizer(path, read_file)
+    except UsageError as error:
+        raise UsageError(f"--tokenizer: {error}") from None
 
 
 def _cell(asked: Asked) -> dict[str, object]:
@@ -155,7 +167,7 @@ def _cell(asked: Asked) -> dict[str, object]:
         cell |= {"dataset": asked.dataset} if asked.dataset is not None else {}
         if asked.input_tokens is not None or (asked.prompt is None and asked.dataset is None):
             cell["input_tokens"] = 512 if asked.input_tokens is None else asked.input_tokens
-    wanted = {"api": asked.api, "shared_prefix_tokens": asked.shared_prefix_tokens}
+    wanted = {"api": asked.api, "prompt_kind": asked.prompt_kind, "shared_prefix_tokens": asked.shared_prefix_tokens}
     cell |= {key: value for key, value in wanted.items() if value is not None}
     cell |= {"stream": asked.stream, "ignore_eos": asked.ignore_eos}
     if asked.steps:

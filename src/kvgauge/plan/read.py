@@ -10,7 +10,8 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
                 prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
-                cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s}, expect, baseline}]
+                cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s}, tokenizer: FILE, expect,
+                baseline}]
     cells:    cells.py says what stands in them
 """
 
@@ -21,6 +22,7 @@ from typing import get_args
 import msgspec
 
 from kvgauge.builds.records import BuildSource
+from kvgauge.failures import UsageError
 from kvgauge.gpus import GPUS
 from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import no_files, read_cells
@@ -39,6 +41,7 @@ from kvgauge.plan.records import (
     Primary,
     Test,
 )
+from kvgauge.plan.tokenizer import read_tokenizer
 
 PLAN_KEYS = (
     "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "quick_ack", "baseline",
@@ -61,6 +64,7 @@ TEST_KEYS = (
     "full_check",
     "gpu",
     "cold_start",
+    "tokenizer",
     "expect",
     "baseline",
 )
@@ -110,7 +114,7 @@ def read(
     for key in ("name", "primary", "tests", "cells"):
         if key not in fields:
             raise root.missing(key, "the plan")
-    tests = _tests(fields, known_builds)
+    tests = _tests(fields, known_builds, read_file)
     cells = read_cells(fields["cells"], read_file, _primary_metric(fields["primary"]))
     goodput = _goodput(fields["goodput"]) if "goodput" in fields else None
     primary = _primary(fields["primary"], cells)
@@ -184,7 +188,9 @@ def needs_first_tokens(goodput: Goodput) -> bool:
     return goodput.ttft_ms is not None or goodput.tpot_ms is not None
 
 
-def _tests(fields: dict[str, Value], known_builds: Collection[str]) -> tuple[Test, ...]:
+def _tests(
+    fields: dict[str, Value], known_builds: Collection[str], read_file: Callable[[str], bytes]
+) -> tuple[Test, ...]:
     defaults = fields["defaults"].fields(DEFAULTS_KEYS) if "defaults" in fields else {}
     written = fields["tests"].items(TESTS_MAX)
     if not written:
@@ -196,7 +202,7 @@ def _tests(fields: dict[str, Value], known_builds: Collection[str]) -> tuple[Tes
         own = value.fields(TEST_KEYS)
         if "name" not in own:
             raise value.missing("name", "a test")
-        test = _test(value, defaults | own, known_builds)
+        test = _test(value, defaults | own, known_builds, read_file)
         if slug(test.name) in lines:
             other, line = lines[slug(test.name)]
             same = "has the name" if other == test.name else f"makes the same run ids as {other!r},"
@@ -208,7 +214,9 @@ def _tests(fields: dict[str, Value], known_builds: Collection[str]) -> tuple[Tes
     return _with_baselines(tests, fields.get("baseline"), own_baselines)
 
 
-def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str]) -> Test:
+def _test(
+    value: Value, fields: dict[str, Value], known_builds: Collection[str], read_file: Callable[[str], bytes]
+) -> Test:
     """One row, its baseline still empty."""
     name = fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX)
     if not slug(name):
@@ -246,6 +254,11 @@ def _test(value: Value, fields: dict[str, Value], known_builds: Collection[str])
         chosen["gpu"] = fields["gpu"].word(GPUS, "GPU")
     if "cold_start" in fields:
         chosen["cold_start"] = _cold_start(fields["cold_start"])
+    if "tokenizer" in fields and not fields["tokenizer"].is_null:
+        try:
+            chosen["tokenizer"] = read_tokenizer(fields["tokenizer"].path(), read_file)
+        except UsageError as error:
+            raise fields["tokenizer"].error(str(error)) from None
     if "expect" in fields:
         chosen["expect"] = fields["expect"].word(get_args(Expect), "expectation")
     return msgspec.convert(chosen, Test)

@@ -109,6 +109,13 @@ class DatasetFile(msgspec.Struct, frozen=True, kw_only=True):
     whole_words_max: int = 0
 
 
+class TokenizerFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokenizer.json that is a test's model's. path: as the plan names it, with the file's name."""
+
+    path: str
+    sha256: str
+
+
 class Until(msgspec.Struct, frozen=True, kw_only=True):
     """Stop as soon as the mean of `metric` is known within this share of itself: half_width / mean, at 95 %."""
 
@@ -209,6 +216,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     build         which NIXL carries it; `stand_in` says so when that is not what `patches` names
     build_source  where a build of the user's own lies, and then `build` is its label; None: a published version
     cold_start    what its workers' first run costs; None: nothing
+    tokenizer     the model's own, from a file: for counting where a server sends no usage, and for prompts
     baseline      tests it is compared with (names); empty for the first baseline, which is compared with nothing
     """
 
@@ -234,6 +242,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     baseline: tuple[str, ...] = ()
     build_source: BuildSource | None = None
     cold_start: ColdStart | None = None
+    tokenizer: TokenizerFile | None = None
 
 
 class Primary(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ def load_tables(test: TestResult, notes: Footnotes) -> "Iterator[RenderableType]
 
     for cell in rows.cells_of(test):
         runs = rows.runs_in(test, cell, "valid")
-        yield Text(plain(cell), style="bold").append(plain(f"  {_rates(test, cell)}"), style="not bold")
+        yield Text(plain(cell), style="bold").append(plain(f"  {_rates(test, cell, notes)}"), style="not bold")
         if not runs:
             continue
         label = Column(("",), tuple(Value((name,)) for name in FAMILIES.values()))
@@ -51,10 +51,11 @@ def _value(test: TestResult, cell: str, metric: str, notes: Footnotes) -> Value:
     estimate = rows.summary_of(test, cell, metric)
     told = estimate.reason or ""
     marked = told if told.startswith(("max of", "n=")) or estimate.point is None else ""
-    return Value((value_text(estimate) + (notes.mark(marked) if marked else ""),))
+    marks = "".join(notes.mark(text) for text in (marked, estimate.note) if text)
+    return Value((value_text(estimate) + marks,))
 
 
-def _rates(test: TestResult, cell: str) -> str:
+def _rates(test: TestResult, cell: str, notes: Footnotes) -> str:
     runs = rows.runs_in(test, cell, "valid")
     if not runs:
         return "no valid run"
@@ -64,7 +65,7 @@ def _rates(test: TestResult, cell: str) -> str:
     for metric, name in RATES.items():
         estimate = rows.summary_of(test, cell, metric)
         if estimate.point is not None:
-            said.append(f"{name} {value_text(estimate)}")
+            said.append(f"{name} {value_text(estimate)}{notes.mark(estimate.note) if estimate.note else ''}")
     if len(runs) > 1:
         said.append(f"{len(runs)} runs")
     return " · ".join(said)

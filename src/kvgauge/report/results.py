@@ -18,6 +18,7 @@ from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
 from kvgauge.samples.disk import unwritten
+from kvgauge.stats.cells import counter_of
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
@@ -72,10 +73,19 @@ class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     unit: str
     reason: str | None
+    note: str | None = None
 
     @property
     def estimate(self) -> Estimate:
-        return Estimate(point=self.point, low=self.low, high=self.high, n=self.n, unit=self.unit, reason=self.reason)
+        return Estimate(
+            point=self.point,
+            low=self.low,
+            high=self.high,
+            n=self.n,
+            unit=self.unit,
+            reason=self.reason,
+            note=self.note,
+        )
 
 
 class TestResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +232,7 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     no_verdict: dict[tuple[str | None, str], str] = {}
     left_out: dict[tuple[str | None, int], str] = {}
     units: dict[tuple[str | None, str], str] = {}
+    counted_by: dict[tuple[str | None, str], str] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
@@ -231,10 +242,18 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
                 continue
             values.setdefault((run.cell, metric), {})[run.repetition] = estimate.point
             units[run.cell, metric] = estimate.unit
+            if (counter := counter_of(estimate)) is not None:
+                counted_by[run.cell, metric] = counter
             if is_largest(estimate):
                 no_verdict[run.cell, metric] = estimate.reason or ""
     return TestValues(
-        test=test, values=values, left_out=left_out, no_verdict=no_verdict, units=units, confidence=confidence
+        test=test,
+        values=values,
+        left_out=left_out,
+        no_verdict=no_verdict,
+        units=units,
+        confidence=confidence,
+        counted_by=counted_by,
     )
 
 
@@ -264,6 +283,7 @@ def _summary(plan: Plan, runs: Sequence[RunResult]) -> Iterable[SummaryRow]:
                 n=estimate.n,
                 unit=estimate.unit,
                 reason=estimate.reason,
+                note=estimate.note,
             )
 
 
@@ -271,6 +291,8 @@ def _over_valid_runs(found: Sequence[Estimate], unit: str) -> Estimate:
     if not found:
         return missing(unit, "no valid run")
     over = over_runs([estimate.point for estimate in found], unit)
+    notes = dict.fromkeys(estimate.note for estimate in found if estimate.note)
+    over = msgspec.structs.replace(over, note="; ".join(notes) or None)
     within = [estimate.reason for estimate in found if estimate.reason]
     if over.point is None and within:
         return missing(unit, within[0])
@@ -318,7 +340,7 @@ def json_text(results: Results) -> str:
 CSV_COLUMNS = (
     "test", "backend", "fabric", "build", "stand_in", "patches", "model", "tp_prefill", "tp_decode", "run_id",
     "repetition", "cell", "concurrency", "seed", "status", "reasons", "metric", "point", "low", "high", "n", "unit",
-    "reason",
+    "reason", "note",
 )  # fmt: skip
 
 
@@ -334,12 +356,14 @@ def csv_text(results: Results) -> str:
             where = [run.run_id, run.repetition, run.cell, run.concurrency, run.seed, run.status]
             row = [*about, *where, "; ".join(run.reasons)]
             for metric, value in run.metrics.items():
-                writer.writerow([*row, metric, value.point, value.low, value.high, value.n, value.unit, value.reason])
+                numbers = (value.point, value.low, value.high, value.n, value.unit, value.reason, value.note)
+                writer.writerow([*row, metric, *numbers])
             if not run.metrics:
-                writer.writerow(row + [None] * 7)
+                writer.writerow(row + [None] * 8)
         for line in test.summary if results.published else ():
             row = [*about, None, None, line.cell, line.concurrency, None, "published", results.published]
-            writer.writerow([*row, line.metric, line.point, line.low, line.high, line.n, line.unit, line.reason])
+            numbers = (line.point, line.low, line.high, line.n, line.unit, line.reason, line.note)
+            writer.writerow([*row, line.metric, *numbers])
     return out.getvalue()
 
 

@@ -164,9 +164,10 @@ def _shown(test: TestResult, cell: str, run: RunResult | None, metric: str, note
 
 def _mark(estimate: Estimate, n: int, notes: Footnotes) -> str:
     """A footnote for what is missing. That one run has no interval stands beside the row's name already."""
+    noted = notes.mark(estimate.note) if estimate.note else ""
     if estimate.reason is None or (n == 1 and estimate.reason.startswith("one run")):
-        return ""
-    return notes.mark(estimate.reason)
+        return noted
+    return notes.mark(estimate.reason) + noted
 
 
 def _bytes(test: TestResult, cell: str, run: RunResult | None, notes: Footnotes) -> Value:
@@ -239,6 +240,8 @@ def _run_level(test: TestResult, cell: str | None, notes: Footnotes) -> Iterator
 def _outside(test: TestResult, notes: Footnotes) -> Iterator[str]:
     """What holds for whole runs against a server that is seen from outside."""
     yield "transport: not observed; `kvgauge run` proves what carried the KV cache"
+    if proxy := rows.proved_texts(test).get("proxy"):
+        yield plain(f"through the proxy {proxy}: what it adds is in every latency")
     yield (
         f"first request's penalty {_one_line(test, 'first_request_penalty_s', notes, ' s')}; "
         f"this machine: busy {_one_line(test, 'machine_busy_pct', notes, ' %')}, "

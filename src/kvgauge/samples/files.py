@@ -8,9 +8,9 @@ import contextlib
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FLUSH_EVERY_NS = 1_000_000_000
 ROW_GROUP_ROWS = 1 << 18
 HIDDEN = "***"
+Key = tuple[str, str, int]  # run_id, cell, seq
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -66,6 +67,7 @@ class SampleWriter:
         self._flushed_ns = clock_ns()
         self._streams: dict[Kind, Stream] = {}
         self._failed: SamplesError | None = None
+        self._counted: dict[Key, Exchange] = {}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for kind in KINDS:
@@ -93,6 +95,13 @@ class SampleWriter:
         if self._failed is not None:
             raise self._failed
         self._transfers.append((run_id, transfer))
+
+    def count(self, exchanges: Sequence[Exchange]) -> None:
+        """Take the token counts of these, which were added before, in place of what was known then.
+
+        They reach the Parquet files: the streams of a run that is killed before its end keep the first counts.
+        """
+        self._counted |= {(each.run_id, each.cell, each.seq): each for each in exchanges}
 
     def flush_due(self) -> None:
         """Flush when the oldest sample may have waited long enough. Cheap otherwise: call it often."""
@@ -126,7 +135,7 @@ class SampleWriter:
         self.flush()
         with disk_errors(self._folder):
             self._close_streams()
-        seal(self._folder)
+        seal(self._folder, self._counted)
 
     def __enter__(self) -> Self:
         return self
@@ -147,9 +156,10 @@ class SampleWriter:
             stream.close()
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, counted: Mapping[Key, Exchange] = MappingProxyType({})) -> None:
     """Turn the streams in a folder into Parquet and remove them; those of a killed run too, as far as they go.
 
+    counted  exchanges whose tokens were counted since they were written
     raises  SamplesError; the streams are then still there
     """
     import pyarrow as pa
@@ -170,7 +180,10 @@ def seal(folder: Path) -> None:
                 with partial.open("wb") as file:
                     with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
                         for batches in _groups(read_stream(path, kind)):
-                            parquet.write_table(pa.Table.from_batches(batches).cast(schema))
+                            table = pa.Table.from_batches(batches)
+                            if counted and kind == "exchanges":
+                                table = _recounted(table, counted)
+                            parquet.write_table(table.cast(schema))
                     file.flush()
                     os.fsync(file.fileno())
                 partial.rename(final)
@@ -180,6 +193,19 @@ def seal(folder: Path) -> None:
         _sync_folder(folder)
         for _, path in streams:
             path.unlink()
+
+
+def _recounted(table: "pa.Table", counted: Mapping[Key, Exchange]) -> "pa.Table":
+    import pyarrow as pa
+
+    keys = zip(*(table.column(name).to_pylist() for name in ("run_id", "cell", "seq")), strict=True)
+    found = [counted.get(key) for key in keys]
+    for name in ("tokens_in", "tokens_out", "tokens_source", "tokenizer", "tokenizer_stands_in"):
+        before = table.column(name).to_pylist()
+        values = [old if each is None else getattr(each, name) for old, each in zip(before, found, strict=True)]
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, type=field.type))
+    return table
 
 
 def read_stream(path: Path, kind: Kind) -> Iterator["pa.RecordBatch"]:

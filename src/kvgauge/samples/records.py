@@ -14,6 +14,9 @@ StampSource = Literal[
 ]  # by us right after the read, by the kernel on arrival, or some of each
 
 
+TokensSource = Literal["usage", "tokenizer", "events"]
+
+
 class Phases(msgspec.Struct, frozen=True, kw_only=True):
     """The moments of one request inside the target, in the order they happen. None: did not happen or not known.
 
@@ -47,7 +50,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     fresh         its connection was made for it
     first_byte_ns the answer's first byte, its head included
     session, turn of a conversation: its number in the cell, and which of its requests this is, from 1 on
-    tokens_out    from the server's usage when `tokens_source` is "usage"; else counted from events
+    tokens_out    by `tokens_source`: the server's usage; where it sent none, what a tokenizer made of the answer's
+                  text after the run; else the content events that came. tokens_in: likewise, in the first two cases
+    tokenizer     which one counted; tokenizer_stands_in: it is another model's, so that this is an estimate
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
                   malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
                   others waited, or it did too long after the load's end: its slot and sent_ns mean nothing
@@ -68,7 +73,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     done_ns: int | None
     tokens_in: int | None
     tokens_out: int
-    tokens_source: Literal["usage", "events"]
+    tokens_source: TokensSource
     status: int | None
     failure: str | None = None
     detail: str | None = None
@@ -83,6 +88,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_ns: int | None = None
     session: int | None = None
     turn: int | None = None
+    tokenizer: str | None = None
+    tokenizer_stands_in: bool | None = None
 
     @property
     def ttft_ns(self) -> int | None:

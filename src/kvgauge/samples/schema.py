@@ -64,6 +64,8 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
         ("first_byte_ns", "int64", True),
         ("session", "int64", True),
         ("turn", "int32", True),
+        ("tokenizer", "string", True),
+        ("tokenizer_stands_in", "bool", True),
     ),
     "arrivals": (
         ("run_id", "string", False),

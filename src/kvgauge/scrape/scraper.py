@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.proxy import NO_PROXIES, Proxies
 from kvgauge.load.tls import Tls
 from kvgauge.scrape.process import DONE, MARK, Task
 from kvgauge.scrape.source import FETCH_TIMEOUT_S, Asking, Source, origin_metrics, same_server
@@ -30,6 +31,7 @@ class Watching(msgspec.Struct, frozen=True, kw_only=True):
 
     urls: tuple[str, ...] = ()
     interval_s: float = 1.0
+    proxies: Proxies = NO_PROXIES
 
 
 class Scraper:
@@ -81,9 +83,9 @@ class Scraper:
         if self._watching is None:
             return
         named = [
-            Source(url=each, named=True, own=same_server(each, url)) for each in dict.fromkeys(self._watching.urls)
+            self._source(each, named=True, own=same_server(each, url)) for each in dict.fromkeys(self._watching.urls)
         ]
-        own = Source(url=origin_metrics(url), named=False, own=True)
+        own = self._source(origin_metrics(url), named=False, own=True)
         self.sources = (*([] if own.url in self._watching.urls else [own]), *named)
         task = Task(
             folder=str(self._folder.absolute()),
@@ -93,6 +95,10 @@ class Scraper:
             asking=self._asking,
         )
         self._say(msgspec.json.encode(task) + b"\n")
+
+    def _source(self, url: str, *, named: bool, own: bool) -> Source:
+        proxy = self._watching.proxies.of(url) if self._watching is not None else None
+        return Source(url=url, named=named, own=own, proxy=proxy.url if proxy is not None else None)
 
     @property
     def pid(self) -> int | None:

@@ -9,14 +9,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kvgauge.evidence.prometheus import parse
+from kvgauge.evidence.prometheus import TEXT_BYTES_MAX, parse
 from kvgauge.failures import LoadError, UsageError
 from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.proxy import Proxy
 from kvgauge.load.site import Site, ask, site_of
 from kvgauge.load.tls import Tls
 from kvgauge.scrape.changes import UP, Change, changed, remark
 
 FETCH_TIMEOUT_S = 2.0
+FETCH_BYTES_MAX = TEXT_BYTES_MAX + (1 << 20)  # more text than is read, so that what is cut can be said to be
 SOURCES_MAX = 64
 TRIES = 3  # of a source that nobody named: with no series by then, there is none
 DETAIL_CHARACTERS_MAX = 300
@@ -25,12 +27,14 @@ DETAIL_CHARACTERS_MAX = 300
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """named: the user asked for it, so its silence is counted; else it is dropped when it never answers.
 
-    own  of the very server that requests go to: it is asked with their headers
+    own    of the very server that requests go to: it is asked with their headers
+    proxy  the URL of the one before it, with its password; None: none
     """
 
     url: str
     named: bool
     own: bool = False
+    proxy: str | None = None
 
 
 class Asking(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +54,12 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
         if self.tls is not None and source.url.startswith("https:"):
             ca_file, insecure = self.tls
             tls = Tls(ca_file=None if ca_file is None else Path(ca_file), insecure=insecure)
-        return site_of(source.url, tls, headers=Headers(self.plain, self.secret) if source.own else NO_HEADERS)
+        return site_of(
+            source.url,
+            tls,
+            headers=Headers(self.plain, self.secret) if source.own else NO_HEADERS,
+            proxy=Proxy(source.proxy) if source.proxy is not None else None,
+        )
 
 
 def same_server(one: str, other: str) -> bool:
@@ -78,10 +87,10 @@ class Scrape(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[Change]
 
 
-def metrics_url(url: str) -> str:
+def metrics_url(url: str, proxy: Proxy | None = None) -> str:
     """A URL whose path is left out means /metrics. raises UsageError for what cannot be scraped."""
     try:
-        site = site_of(url)
+        site = site_of(url, proxy=proxy)
     except LoadError as error:
         raise UsageError(f"--metrics-url: {error}") from None
     return url if site.base else f"{url.rstrip('/')}/metrics"
@@ -163,7 +172,7 @@ class Watcher:
         body, detail = self._fetch()
         done_ns = time.monotonic_ns()
         if detail is not None:
-            gc.collect()  # an exception's frames refer to each other, and to all that had come: up to 64 MiB
+            gc.collect()  # an exception's frames refer to each other, and to all that had come
         now = parse(body, heads=self._heads)
         up = detail is None and bool(now.values)
         rows: list[Change] = []
@@ -186,7 +195,7 @@ class Watcher:
         """The body; or nothing, and why."""
         try:
             self._site = self._site or self._asking.site(self._source)
-            status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S)
+            status, body = ask(self._site, "", timeout_s=FETCH_TIMEOUT_S, bytes_max=FETCH_BYTES_MAX)
         except (OSError, LoadError) as error:
             return b"", getattr(error, "strerror", None) or str(error)
         return (body, None) if status == 200 else (b"", f"HTTP {status}")

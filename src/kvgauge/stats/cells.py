@@ -7,6 +7,7 @@ Requests under load are not independent: the intervals here describe this one ru
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +18,7 @@ from kvgauge.stats.quantiles import quantile_estimate
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 NS_PER_MS = 1e6
+COUNTED_BY = "their tokens were counted from their text by "
 
 PHASES: dict[str, tuple[str, str]] = {  # name -> first and last moment, fields of Phases
     "queue": ("received_ns", "prefill_start_ns"),
@@ -55,7 +57,39 @@ def cell_metrics(
     metrics |= _bytes_and_pieces(good, moves, _why_no_transfers(good, ids, transfers))
     metrics |= _lengths(good)
     metrics |= phase_means(good)
+    metrics = noted(metrics, good)
     return metrics if streamed else without_first_tokens(metrics)
+
+
+def noted(metrics: dict[str, Estimate], good: Sequence[Exchange]) -> dict[str, Estimate]:
+    """What rests on tokens that a tokenizer counted says so."""
+    note = count_note(good)
+    if note is None:
+        return metrics
+    of_tokens = ("tpot_ms", "output_token", "input_token", "goodput")
+    return {
+        name: msgspec.structs.replace(value, note=note)
+        if value.point is not None and name.startswith(of_tokens)
+        else value
+        for name, value in metrics.items()
+    }
+
+
+def count_note(good: Sequence[Exchange]) -> str | None:
+    """Whose tokens are counted, where it was not the server."""
+    counted_here = [exchange for exchange in good if exchange.tokens_source == "tokenizer"]
+    if not counted_here:
+        return None
+    names = ", ".join(sorted({exchange.tokenizer or "a tokenizer" for exchange in counted_here}))
+    estimate = any(exchange.tokenizer_stands_in for exchange in counted_here)
+    whose = f"{names}, which stands in for the model's own: an estimate" if estimate else names
+    share = f"{len(counted_here)} of {len(good)} answers carried no usage"
+    return f"{share}: {COUNTED_BY}{whose}"
+
+
+def counter_of(estimate: Estimate) -> str | None:
+    """Who counted the tokens that a value rests on; None: the server, or it rests on none."""
+    return (estimate.note or "").partition(COUNTED_BY)[2] or None
 
 
 def without_first_tokens(metrics: dict[str, Estimate]) -> dict[str, Estimate]:
@@ -124,10 +158,10 @@ def latencies(good: Sequence[Exchange]) -> dict[str, Estimate]:
 
 
 def tpot_ms(exchange: Exchange) -> float | None:
-    """(e2e - ttft) / (N - 1) in ms; None below two tokens, when they came in one event and show no pace, or when the
-    server gave no usage: events are not tokens.
+    """(e2e - ttft) / (N - 1) in ms; None below two tokens, when they came in one event and show no pace, or when
+    nobody counted its tokens: events are not tokens.
     """
-    if exchange.tokens_out < 2 or len(exchange.arrivals_ns) < 2 or exchange.tokens_source != "usage":
+    if exchange.tokens_out < 2 or len(exchange.arrivals_ns) < 2 or exchange.tokens_source == "events":
         return None
     return (exchange.arrivals_ns[-1] - exchange.arrivals_ns[0]) / NS_PER_MS / (exchange.tokens_out - 1)
 
@@ -167,7 +201,7 @@ def _rates(good: Sequence[Exchange], duration_ns: int) -> dict[str, Estimate]:
         name: bare(total / (duration_ns / 1e9), unit, 1, reason)
         for (name, unit), total in zip(units.items(), sums, strict=True)
     }
-    uncounted = sum(exchange.tokens_source != "usage" for exchange in good)
+    uncounted = sum(exchange.tokens_source == "events" for exchange in good)
     if uncounted:
         why = f"{uncounted} of {len(good)} answers carried no usage: their events are not tokens"
         rates["output_token_throughput_tok_s"] = missing("tok/s", why)
@@ -178,7 +212,9 @@ def _lengths(good: Sequence[Exchange]) -> dict[str, Estimate]:
     """Mean tokens of prompts and answers, as the server counted them."""
     counts = {
         "input_tokens_mean": [exchange.tokens_in for exchange in good],
-        "output_tokens_mean": [exchange.tokens_out if exchange.tokens_source == "usage" else None for exchange in good],
+        "output_tokens_mean": [
+            None if exchange.tokens_source == "events" else exchange.tokens_out for exchange in good
+        ],
     }
     found = {}
     for name, listed in counts.items():

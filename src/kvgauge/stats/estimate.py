@@ -7,6 +7,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """point in [low, high] at 95 %, from n independent observations.
 
     point is None when there is no value, low and high are None when there is no interval; `reason` then says why.
+    note: what the value rests on where that is not the server's own word; None: nothing to say.
     """
 
     point: float | None
@@ -15,6 +16,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     unit: str
     reason: str | None = None
+    note: str | None = None
 
 
 def missing(unit: str, reason: str) -> Estimate:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kvgauge.plan.records import Goodput
 from kvgauge.samples.records import Exchange
-from kvgauge.stats.cells import NS_PER_MS, tpot_ms
+from kvgauge.stats.cells import NS_PER_MS, noted, tpot_ms
 from kvgauge.stats.estimate import Estimate, bare, missing
 
 
@@ -24,12 +24,15 @@ def goodput_metrics(
         return {"goodput_req_s": missing("req/s", why), "goodput_share_pct": missing("%", why)}
     good = sum(meets(objectives, exchange) for exchange in measured)
     n = len(measured)
-    return {
+    found = {
         "goodput_req_s": bare(
             good / (duration_ns / 1e9), "req/s", 1, "one value for the whole run: an interval needs repeated runs"
         ),
         "goodput_share_pct": bare(100 * good / n, "%", n, "requests under load are not independent: no interval"),
     }
+    return (
+        noted(found, [each for each in measured if each.failure is None]) if objectives.tpot_ms is not None else found
+    )
 
 
 def meets(objectives: Goodput, exchange: Exchange) -> bool:
@@ -59,6 +62,6 @@ def _why_unknown(objectives: Goodput, measured: Sequence[Exchange], duration_ns:
 
 
 def _tpot_unknown(exchange: Exchange) -> bool:
-    if exchange.tokens_source != "usage":
+    if exchange.tokens_source == "events":
         return True
     return exchange.tokens_out > 1 and tpot_ms(exchange) is None

@@ -40,6 +40,9 @@ def proved(evidence: Evidence) -> dict[str, str]:
         found["backend"] = ", ".join(f"{name} ({count:,} transfers)" for name, count in evidence.backends.items())
     if evidence.providers:
         found["provider"] = ", ".join(evidence.providers)
+    for fact in evidence.facts:
+        if fact.name == "proxy":
+            found["proxy"] = fact.value
     return found
 
 

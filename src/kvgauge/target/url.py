@@ -22,7 +22,8 @@ UNPROVED = (
 
 
 class UrlTarget:
-    """wait_ready, models   how to ask the server; given, so that this module needs no HTTP of its own"""
+    """wait_ready, models   how to ask the server; given, so that this module needs no HTTP of its own
+    proxy                what stands before it, without a password"""
 
     def __init__(
         self,
@@ -31,8 +32,10 @@ class UrlTarget:
         wait_ready: Callable[[str, float], None],
         models: Callable[[str], list[str]],
         model: str | None = None,
+        proxy: str | None = None,
     ) -> None:
         self._url, self._wait_ready, self._models, self._model = url, wait_ready, models, model
+        self._proxy = proxy
         self._before: machine.Snapshot | None = None
         self._clocks: Clocks | None = None
 
@@ -55,11 +58,12 @@ class UrlTarget:
         """Nothing of the transport; of this machine, what the client used."""
         after, clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
         url = Fact(name="url", value=self._url, shown_by="the command line")
+        way = () if self._proxy is None else (Fact(name="proxy", value=self._proxy, shown_by="the command line"),)
         elsewhere = Missing(reason=UNPROVED)
         return Evidence(
             backends={},
             providers=(),
-            facts=(url, *changes(self._clocks or clocks, clocks)),
+            facts=(url, *way, *changes(self._clocks or clocks, clocks)),
             connections=(),
             handshakes_nixl=elsewhere,
             handshakes_efa=elsewhere,
