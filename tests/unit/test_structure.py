@@ -25,6 +25,7 @@ ORDER = (
     ("load",),
     ("doctor",),
     ("scrape",),
+    ("prove",),
     ("stats",),
     ("compare",),
     ("report",),
@@ -39,6 +40,8 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "evidence.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",
         "doctor.judge_memory", "doctor.judge_network", "doctor.judge_processor", "doctor.judge_transports",
         "doctor.judge_variables",
+        "evidence.libfabric", "evidence.engines", "evidence.trtllm", "evidence.counters",
+        "evidence.sums", "evidence.transport", "evidence.nvml", "prove.answers", "prove.judge", "prove.page",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}

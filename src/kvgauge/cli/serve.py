@@ -31,6 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--concurrency", type=int, default=20, help="requests of --context tokens that fit at once")
     parser.add_argument("--context", type=int, default=1024, help="prompt and answer together, in tokens")
     parser.add_argument("--log-folder", default=None, help="where workers' logs go (default: a temporary folder)")
+    parser.add_argument("--recompute-every", type=int, default=0, help=argparse.SUPPRESS)  # a fault, for tests
     parser.set_defaults(run=run)
 
 
@@ -62,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
         input_tokens=prompt,
     )
     options = Options(
-        host=args.host, port=args.port, compute=args.compute, kv=not args.no_kv, context_tokens=args.context
+        host=args.host,
+        port=args.port,
+        compute=args.compute,
+        kv=not args.no_kv,
+        context_tokens=args.context,
+        recompute_every=args.recompute_every,
     )
     logs = Path(args.log_folder) if args.log_folder else Path(tempfile.mkdtemp(prefix="kvgauge-serve-"))
     target = EmbeddedTarget(logs, lambda version: install(version, lambda line: print(line, flush=True)), options)
@@ -107,6 +113,8 @@ def _test(args: argparse.Namespace) -> "Test":
         if word not in known:
             raise UsageError(f"unknown {what} {word!r}; {nearest(word, list(known))}")
     prefill_tp, decode_tp = args.prefill_tp or args.tp, args.decode_tp or args.tp
+    if args.recompute_every and (args.operation != "READ" or args.recompute_every < 0):
+        raise UsageError("--recompute-every N is a fault of decode's READ: give a number above 0 and --operation READ")
     for tp in (prefill_tp, decode_tp):
         if (reason := check_tp(MODELS[args.model], tp)) is not None:
             raise UsageError(reason)

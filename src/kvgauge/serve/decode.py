@@ -71,6 +71,7 @@ class DecodeWorker:
         self._lively_until_ns = 0
         self._steps = self._late = self._late_ns_max = 0
         self._backends: dict[str, int] = {}
+        self._admitted = 0
 
     def on_peers(self, peers: Peers) -> None:
         before, self._peers = self._peers, {worker.index: worker for worker in peers.workers}
@@ -147,11 +148,20 @@ class DecodeWorker:
             if not self._ranks.agents:
                 self._join(request, request.digest)
                 self._outbox.send(encode(Started(request.key, None)))
+            elif isinstance(request, Decode) and self._recomputes():
+                self._join(request, request.digest)
+                self._outbox.send(encode(Released(request.key)))
+                self._outbox.send(encode(Started(request.key, None)))
             elif isinstance(request, Decode):
                 self._fetch(request, taken, deadline_ns)
             else:
                 patience_ns = int(PATIENCE * self._spec.transfer_timeout_s * 1e9) + self._cold.patience_ns
                 self._expect(request, taken, now_ns + patience_ns)
+
+    def _recomputes(self) -> bool:
+        """A fault that tests ask for: the answer is right, and no KV was moved for it."""
+        self._admitted += 1
+        return self._spec.recompute_every > 0 and self._admitted % self._spec.recompute_every == 0
 
     def _fetch(self, request: Decode, taken: Int32, deadline_ns: int) -> None:
         """READ: connect to that prefill worker if this is the first time, then pull."""

@@ -26,6 +26,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker process is started with; arrives on its standard input.
 
     generation  how often this worker was started before: its agents' names must differ from those that died
+    recompute_every  for tests: decode answers each so-many-th request without fetching its KV; 0: never
     """
 
     role: str  # prefill or decode
@@ -50,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 256
     max_batch_tokens: int = 8192
     generation: int = 0
+    recompute_every: int = 0
     cold_start: ColdStart | None = None
 
 

@@ -60,6 +60,7 @@ class Metrics:
             "kvgauge:request_aborted_total": 0,
             "kvgauge:kv_pieces_wrong_total": 0,
         }
+        self.sources = {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 0}
         self.gauges = {"vllm:num_requests_running": 0.0, "vllm:num_requests_waiting": 0.0}
         self.ttft = Histogram("vllm:time_to_first_token_seconds", "Time to first token.", _SECONDS)
         self.tpot = Histogram(
@@ -75,6 +76,9 @@ class Metrics:
         lines = []
         for name, value in self.counters.items():
             lines += [f"# TYPE {name.removesuffix('_total')} counter", f"{name}{{{self._labels}}} {value}"]
+        lines.append("# TYPE vllm:prompt_tokens_by_source counter")
+        for source, tokens in self.sources.items():
+            lines.append(f'vllm:prompt_tokens_by_source_total{{{self._labels},source="{source}"}} {tokens}')
         for name, level in self.gauges.items():
             lines += [f"# TYPE {name} gauge", f"{name}{{{self._labels}}} {level}"]
         for histogram in (self.ttft, self.tpot, self.e2e, self.transfer, self.post, self.moved, self.descriptors):

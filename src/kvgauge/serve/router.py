@@ -291,6 +291,8 @@ class Router:
         metrics = self.metrics
         metrics.counters["vllm:request_success_total"] += 1
         metrics.counters["vllm:prompt_tokens_total"] += asked.prompt_tokens
+        source = "local_compute" if request.transfer is None else "external_kv_transfer"
+        metrics.sources[source] += asked.prompt_tokens
         metrics.counters["vllm:generation_tokens_total"] += asked.max_tokens
         metrics.e2e.observe((step_ns - request.received_ns) / 1e9)
         if asked.max_tokens > 1 and request.first_ns is not None:

@@ -34,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     kv          False: no NIXL, no pools, no transfer
     silence_s   a process that says nothing for so long is stopped or caught in a call: it is killed
     namespaces  role (prefill, decode) -> an existing network namespace its workers run in; empty: where we are
+    recompute_every  a fault for tests: each decode worker answers every so-many-th request without its KV; 0: none
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = SILENCE_S
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     namespaces: dict[str, str] = {}
+    recompute_every: int = 0
 
 
 class EmbeddedTarget:
@@ -241,6 +243,7 @@ class EmbeddedTarget:
             inbox=self._endpoint(f"{role}-{index}"),
             outbox=self._endpoint("frontend"),
             transfer_timeout_s=options.transfer_timeout_s,
+            recompute_every=options.recompute_every,
         )
 
     def _environment(self, test: Test, role: str | None) -> dict[str, str]:

@@ -1,0 +1,266 @@
+"""What the workers' logs prove of the way the KV cache went: backend, fabric, rails, GPUDirect, handshakes. Pure.
+
+A start-up line says what was opened, not what carried a byte; so a claim about the transport stands beside the one
+about the bytes and never replaces it.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from kvgauge.evidence.facts import Fact
+from kvgauge.evidence.logs import LogFacts
+from kvgauge.evidence.sums import Claim, Verdict
+from kvgauge.plan.records import Backend, Fabric
+
+_CLASSES: tuple[tuple[Fabric, re.Pattern[str]], ...] = (
+    ("efa", re.compile(r"efa|srd/|ud_verbs/rdmap")),
+    ("ib", re.compile(r"verbs|(rc|dc|ud)(_mlx5|_verbs)?/|cxi")),
+    ("tcp", re.compile(r"tcp|sockets")),
+    ("cuda", re.compile(r"cuda_ipc/")),
+    ("shm", re.compile(r"(cma|knem|xpmem|posix|sysv)/|shm")),
+)
+LEVELS = "NIXL_LOG_LEVEL=INFO and UCX_LOG_LEVEL=info make them say it"
+FIXES = {
+    "tcp LIBFABRIC": "no EFA device was found where the worker runs: give the container vpc.amazonaws.com/efa devices "
+    "and a libfabric with the efa provider (fi_info -p efa lists it), and do not set FI_PROVIDER=tcp",
+    "tcp UCX": "UCX was left nothing but tcp: name srd (EFA) or rc (InfiniBand) in UCX_TLS, give the container its "
+    "devices, and a UCX with libuct_ib_efa.so for srd",
+    "ud": "ud_verbs on EFA is a tenth of its speed or less: name srd in UCX_TLS and give a UCX with libuct_ib_efa.so",
+    "emulated": "UCX copies READs through messages: over tcp that is all it has; else name a transport with remote "
+    "memory access in UCX_TLS (rc, srd), or let prefill WRITE where cuda_ipc cannot read",
+    "gpudirect": "KV goes through host memory: the provider offers no FI_HMEM (EFA needs FI_EFA_USE_DEVICE_RDMA=1 and "
+    "the GPU's driver in the container)",
+    "rails": "a GPU's buffers use the NICs beside it; fewer mean that the topology was not found: see the worker's log",
+    "refused": "the name must be exactly UCX or LIBFABRIC, and the plugin must load where the worker runs",
+    "mismatch": "both sides must open as many EFA devices: give their pods the same number",
+}
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for; None: nothing. rails: used by a buffer."""
+
+    backend: Backend | None = None
+    fabric: Fabric | None = None
+    rails: int | None = None
+    gpudirect: bool | None = None
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What all logs together say, for a sentence. fabric: None when none says it or they differ."""
+
+    backends: tuple[str, ...]
+    fabrics: tuple[Fabric, ...]
+    rails_opened: int | None
+    rails_used: int | None
+    gpudirect: tuple[str, ...]
+    handshakes_nixl: int
+    handshakes_efa: int
+    simulated: bool
+
+    @property
+    def way(self) -> str:
+        """`LIBFABRIC/efa, 4 rails`; empty when nothing is known."""
+        names = "/".join(filter(None, ("+".join(self.backends), "+".join(self.fabrics))))
+        rails = self.rails_used or self.rails_opened
+        return names + (f", {rails} rail{'s' if rails != 1 else ''}" if names and rails else "")
+
+
+def fabric_of(carrier: str) -> Fabric | None:
+    """Of a libfabric provider or of a UCX lane."""
+    return next((fabric for fabric, pattern in _CLASSES if pattern.match(carrier)), None)
+
+
+def seen(logs: Sequence[LogFacts]) -> Seen:
+    named = dict.fromkeys(fact.value for fact in _facts(logs, "engine_backend", "backend_instantiated"))
+    fabrics = dict.fromkeys(fabric for fact in _carriers(logs) if (fabric := fabric_of(_carrier(fact))) is not None)
+    return Seen(
+        backends=tuple(name for name in named if name in ("UCX", "LIBFABRIC")),
+        fabrics=tuple(fabrics),
+        rails_opened=_largest(_facts(logs, "rails")),
+        rails_used=_largest(_facts(logs, "rails_used")),
+        gpudirect=tuple(dict.fromkeys(fact.value for fact in _facts(logs, "gpudirect"))),
+        handshakes_nixl=sum(sighting.count for log in logs for sighting in log.of("handshake")),
+        handshakes_efa=sum(sighting.count for log in logs for sighting in log.of("efa_handshake")),
+        simulated=bool(_facts(logs, "simulated")),
+    )
+
+
+def claims(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
+    """One for each thing that was asked for or that the logs speak of."""
+    if not logs:
+        text = "no log was given: over what the KV cache went is not known"
+        return [_made("transport", "unproved", text, None, f"name the workers' logs with --log; {LEVELS}")]
+    all_seen = seen(logs)
+    found = [
+        *_simulated(logs, all_seen),
+        *_backend(want, logs, all_seen),
+        *_fabric(want, logs),
+        *_rails(want, logs, all_seen),
+        *_gpudirect(want, logs, all_seen),
+        *_handshakes(logs, all_seen),
+        *_troubles(logs),
+    ]
+    cut = [log.cut for log in logs if log.cut]
+    return found + [
+        Claim(name="log", verdict="unproved", text=f"not all of it was read: {cut[0]}", shown_by="--log")
+        for _ in cut[:1]
+    ]
+
+
+def _facts(logs: Sequence[LogFacts], *names: str) -> list[Fact]:
+    return [fact for log in logs for fact in log.facts if fact.name in names]
+
+
+def _largest(facts: Iterable[Fact]) -> int | None:
+    return max((int(fact.value) for fact in facts if fact.value.isdecimal() and len(fact.value) < 7), default=None)
+
+
+def _carriers(logs: Sequence[LogFacts]) -> list[Fact]:
+    """What carried remote memory access, the best witness of each log: protocol tables, else lanes between nodes, else
+    within one; libfabric's provider beside them."""
+    found = []
+    for log in logs:
+        facts = log.facts
+        for name in ("protocol", "lane_inter-node", "lane_intra-node"):
+            if mine := [fact for fact in facts if fact.name == name]:
+                found += [fact for fact in mine if "..inf: " in fact.value] or mine
+                break
+        found += [fact for fact in facts if fact.name == "provider"]
+    return found
+
+
+def _carrier(fact: Fact) -> str:
+    return fact.value.rpartition(" over ")[2]
+
+
+def _made(name: str, verdict: Verdict, text: str, fact: Fact | None, fix: str | None = None) -> Claim:
+    return Claim(name=name, verdict=verdict, text=text, shown_by=fact.shown_by if fact else "no line says so", fix=fix)
+
+
+def _simulated(logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
+    if not all_seen.simulated:
+        return []
+    text = "the workers are mockers: they compute nothing and move nothing, whatever else is counted"
+    return [_made("engine", "contradicted", text, _facts(logs, "simulated")[0], "prove a deployment of real engines")]
+
+
+def _backend(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
+    refused = _facts(logs, "backend_refused", "backend_missing")
+    facts = _facts(logs, "engine_backend", "backend_instantiated")
+    named = all_seen.backends
+    if refused and (want.backend is None or refused[0].value == want.backend or want.backend not in named):
+        text = f"the workers refused backend {refused[0].value}"
+        return [_made("backend", "contradicted", text, refused[0], FIXES["refused"])]
+    if not named:
+        verdict = [_made("backend", "unproved", f"no line says that {want.backend} was opened", None)]
+        return verdict if want.backend else []
+    first = next(fact for fact in facts if fact.value == named[0])
+    if want.backend is None:
+        return [_made("backend", "proved" if len(named) == 1 else "unproved", f"{' and '.join(named)} opened", first)]
+    if want.backend not in named:
+        fix = "set the framework's own switch (docs/prove.md)"
+        return [
+            _made("backend", "contradicted", f"{want.backend} was expected, {' and '.join(named)} opened", first, fix)
+        ]
+    if len(named) > 1:
+        text = f"{' and '.join(named)} are both opened: which of them carries is not in the log"
+        return [_made("backend", "unproved", text, first, f"give the workers {want.backend} alone")]
+    return [_made("backend", "proved", f"{want.backend}, and no other, was opened", first)]
+
+
+def _fabric(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
+    carriers = [(fact, fabric_of(_carrier(fact))) for fact in _carriers(logs)]
+    known = [(fact, fabric) for fact, fabric in carriers if fabric is not None]
+    emulated = _facts(logs, "emulated")
+    beside = [fact for fact in _facts(logs, "lane_beside") if not _facts(logs, "protocol")]
+    if not known:
+        text = "no line names a provider or a lane to another process"
+        return [_made("fabric", "unproved", text, None, LEVELS)]
+    named = " and ".join(dict.fromkeys(_carrier(fact) for fact, _ in known))
+    if want.fabric is None:
+        claim = _made("fabric", "proved", f"over {named}", known[0][0], _fix(known))
+    elif wrong := [(fact, fabric) for fact, fabric in known if fabric != want.fabric]:
+        text = f"{want.fabric} was expected, {_carrier(wrong[0][0])} is what was opened"
+        claim = _made("fabric", "contradicted", text, wrong[0][0], _fix(wrong))
+    else:
+        claim = _made("fabric", "proved", f"{want.fabric}: {named}", known[0][0])
+    if beside and claim.verdict == "proved":
+        others = ", ".join(dict.fromkeys(fact.value for fact in beside[:8]))
+        text = f"{claim.text}, or over {others}: UCX opened these too"
+        claim = _made("fabric", "unproved", text, beside[0], "UCX_PROTO_INFO=y at the workers says which one carries")
+    if emulated and want.fabric not in (None, "tcp"):
+        return [claim, _made("remote memory", "contradicted", emulated[0].value, emulated[0], FIXES["emulated"])]
+    return [
+        claim,
+        *([_made("remote memory", "proved", emulated[0].value, emulated[0], FIXES["emulated"])] if emulated else []),
+    ]
+
+
+def _fix(carriers: Sequence[tuple[Fact, Fabric | None]]) -> str | None:
+    for fact, fabric in carriers:
+        carrier = _carrier(fact)
+        if carrier.startswith("ud_verbs/rdmap"):
+            return FIXES["ud"]
+        if fabric == "tcp":
+            return FIXES["tcp LIBFABRIC" if fact.name == "provider" else "tcp UCX"]
+    return None
+
+
+def _rails(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
+    used, opened = _facts(logs, "rails_used"), _facts(logs, "rails")
+    counts = sorted({int(fact.value) for fact in used if fact.value.isdecimal()})
+    text = f"{all_seen.rails_opened} opened, " if all_seen.rails_opened is not None else ""
+    text += f"{' or '.join(map(str, counts))} used by a buffer" if counts else "how many a buffer uses is not said"
+    shown = next(iter((*used, *opened)), None)
+    if want.rails is None:
+        return [_made("rails", "proved" if counts else "unproved", text, shown)] if opened or used else []
+    if not counts:
+        fewer = all_seen.rails_opened is not None and all_seen.rails_opened < want.rails
+        return [_made("rails", "contradicted" if fewer else "unproved", f"{want.rails} were expected: {text}", shown)]
+    if counts != [want.rails]:
+        return [_made("rails", "contradicted", f"{want.rails} were expected: {text}", shown, FIXES["rails"])]
+    return [_made("rails", "proved", text, shown)]
+
+
+def _gpudirect(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
+    said = all_seen.gpudirect
+    shown = next(iter(_facts(logs, "gpudirect")), None)
+    if want.gpudirect is None:
+        text = "yes" if said == ("yes",) else "no: KV goes through host memory"
+        return [_made("GPUDirect", "proved", text, shown)] if len(said) == 1 else []
+    wanted = "yes" if want.gpudirect else "no"
+    if not said:
+        return [_made("GPUDirect", "unproved", "no line says whether the provider offers FI_HMEM", None)]
+    if said != (wanted,):
+        text = f"expected {wanted}, the rails say {' and '.join(said)}"
+        return [_made("GPUDirect", "contradicted", text, shown, FIXES["gpudirect"] if want.gpudirect else None)]
+    return [_made("GPUDirect", "proved", wanted, shown)]
+
+
+def _handshakes(logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
+    missing = _facts(logs, "handshake_missing")
+    if missing:
+        text = f"the handshake of peer {missing[0].value} never came"
+        return [_made("handshakes", "contradicted", text, missing[0], "can the workers reach each other's addresses?")]
+    facts = _facts(logs, "handshake", "efa_handshake")
+    if not facts:
+        return []
+    text = f"NIXL {all_seen.handshakes_nixl}, one a peer agent; EFA {all_seen.handshakes_efa}, one a peer endpoint"
+    return [_made("handshakes", "proved", text, facts[0])]
+
+
+def _troubles(logs: Sequence[LogFacts]) -> list[Claim]:
+    """Lines that mean that something is wrong whatever was asked for."""
+    found = []
+    rules: tuple[tuple[str, Verdict, str, str], ...] = (
+        ("rail_mismatch", "contradicted", "the two sides have different numbers of rails", FIXES["mismatch"]),
+        ("no_devices", "contradicted", "libfabric found no network device", FIXES["tcp LIBFABRIC"]),
+        ("transfer_error", "unproved", "a rail failed at some time", "look at the peer that ended then"),
+        ("kv_expired", "unproved", "prefill gave up KV that nobody fetched in time", "look for slow or lost decodes"),
+    )
+    for name, verdict, text, fix in rules:
+        if facts := _facts(logs, name):
+            found.append(_made(name.replace("_", " "), verdict, f"{text}: {facts[0].value}", facts[0], fix))
+    return found

@@ -1,0 +1,296 @@
+"""The procedure: ask, read counters, send unique prompts, read counters again, read logs. Bounded by a time.
+
+It changes nothing there: it sends requests that any client could send, and GETs /metrics. Files and counters of this
+machine are only read.
+"""
+
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from kvgauge.evidence import counters, efa, logs, trtllm
+from kvgauge.evidence.counters import Counted
+from kvgauge.evidence.prometheus import Key, parse
+from kvgauge.evidence.sums import Claim, Geometry
+from kvgauge.evidence.transport import Want
+from kvgauge.failures import LoadError
+from kvgauge.load import site as sites
+from kvgauge.load.answers import UNREADABLE
+from kvgauge.load.drive import PATHS, Driver
+from kvgauge.load.headers import NO_HEADERS, Headers
+from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, body_of, sample_text
+from kvgauge.load.tls import Tls
+from kvgauge.models import MODELS, copies, kv_bytes_per_token
+from kvgauge.plan.records import Cell
+from kvgauge.prove.answers import Answered
+from kvgauge.prove.answers import claim as answers_claim
+from kvgauge.prove.judge import Observed, Proof, judged
+from kvgauge.samples.records import Exchange
+from kvgauge.scrape.source import FETCH_TIMEOUT_S, origin_metrics
+
+AFTER_S = 6.0  # kept for the scrapes and logs behind the requests
+SETTLE_S, SETTLE_STEP_S = 4.0, 0.4  # exporters lag: NIXL's by 0.1 s, an engine's by a step
+ANSWERS_SHARE = 0.25  # of the time, for greedy answers
+ANSWER_WORDS, ANSWER_TOKENS = 64, 24
+CSV_HEAD = 200
+
+Series = dict[Key, float]
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What to prove, and how.
+
+    shape        bytes a token; None: by the model's name in our table, with kv_dtype and tp of the decode side
+    logs         of the workers; TensorRT-LLM's CSV files among them
+    token_ids    range the prompts' token ids are from; above the vocabulary servers refuse them
+    """
+
+    url: str
+    model: str | None = None
+    workers: tuple[str, ...] = ()
+    logs: tuple[Path, ...] = ()
+    reference: str | None = None
+    reference_model: str | None = None
+    seconds: float = 60.0
+    requests: int = 200
+    concurrency: int = 4
+    input_tokens: int = 512
+    output_tokens: int = 8
+    answers: int = 16
+    block_tokens: int = 16
+    token_bytes: int | None = None
+    kv_model: str | None = None
+    kv_dtype: str = "bf16"
+    tp: int = 1
+    token_ids: tuple[int, int] = (TOKEN_ID_LOW, TOKEN_ID_HIGH)
+    want: Want = Want()
+    headers: Headers = NO_HEADERS
+    tls: Tls | None = None
+
+
+def prove(task: Task, say: Callable[[str], None] = lambda _line: None) -> Proof:
+    """raises LoadError where nothing could be measured: no answer, no model, or every request failed"""
+    began = time.monotonic()
+    deadline = began + task.seconds
+    model = _model(task)
+    geometry, unknown = _geometry(task, model)
+    answers = _answers(task, model, began + ANSWERS_SHARE * task.seconds, say)
+    silent, before = _scrape(task)
+    csv_before = {path: sum(1 for _ in _rows(path)) for path in task.logs if _is_csv(path)}
+    efa_before = efa.read_ports()
+    left_s = max(1.0, deadline - AFTER_S - time.monotonic())
+    say(f"sending up to {task.requests} unique prompts of {task.input_tokens} tokens, for at most {left_s:.0f} s")
+    exchanges = _load(task, model, left_s)
+    answered = [each for each in exchanges if each.failure is None]
+    if not answered:
+        first = exchanges[0].detail or exchanges[0].failure if exchanges else "none was sent"
+        raise LoadError(f"none of {len(exchanges)} requests was answered, so nothing was measured; the first: {first}")
+    say("reading counters and logs")
+    after = _settled(task, before)
+    efa_after = efa.read_ports()
+    observed = Observed(
+        prompts=tuple(_length(task, each) for each in answered),
+        failed=tuple(_length(task, each) for each in exchanges if each.failure is not None),
+        geometry=geometry,
+        unknown=unknown,
+        sources=after,
+        silent=silent,
+        logs=tuple(_log(path) for path in task.logs if not _is_csv(path)),
+        csv={path.name: tuple(islice(_rows(path), skip, None)) for path, skip in csv_before.items()},
+        efa=efa.moved(efa_before, efa_after) if efa_before else None,
+        answers=answers,
+        answers_wanted=task.reference is not None,
+        want=task.want,
+    )
+    claims, verdict, headline = judged(observed)
+    return Proof(
+        url=task.url,
+        model=model,
+        verdict=verdict,
+        headline=headline,
+        claims=tuple(claims),
+        requests=len(answered),
+        failed=len(exchanges) - len(answered),
+        took_s=round(time.monotonic() - began, 3),
+    )
+
+
+def _model(task: Task) -> str:
+    if task.model is not None:
+        return task.model
+    return _only_model(task.url, task.headers, task.tls)
+
+
+def _only_model(url: str, headers: Headers, tls: Tls | None) -> str:
+    served = sites.models(url, headers=headers, tls=tls)
+    if len(served) != 1:
+        raise LoadError(f"{url} serves {', '.join(served) or 'no model'}: name the one to ask with --model")
+    return served[0]
+
+
+def _geometry(task: Task, served: str) -> tuple[Geometry | None, str | None]:
+    """What a token is, or why that is not known."""
+    if task.token_bytes is not None:
+        return Geometry(token_bytes=task.token_bytes, block_tokens=task.block_tokens, copies=1, said="as given"), None
+    name = task.kv_model or _known(served)
+    if name is None:
+        return None, f"{served} is not in kvgauge's table of models"
+    known = MODELS[name]
+    return (
+        Geometry(
+            token_bytes=kv_bytes_per_token(known, task.kv_dtype),
+            block_tokens=task.block_tokens,
+            copies=copies(known, task.tp),
+            said=f"{name}, {task.kv_dtype}",
+        ),
+        None,
+    )
+
+
+def _known(served: str) -> str | None:
+    """`Qwen/Qwen3-0.6B`, `/models/qwen3-0.6b` and `Qwen3-0.6B-Instruct` are models we know."""
+    last = served.rstrip("/").rpartition("/")[2].lower()
+    found = [name for name in MODELS if last == name.lower() or last == f"{name.lower()}-instruct"]
+    return found[0] if found else None
+
+
+def _length(task: Task, exchange: Exchange) -> int:
+    """As the server counted it; where it did not, as it was asked."""
+    return task.input_tokens if exchange.tokens_in is None else exchange.tokens_in
+
+
+# -- requests
+
+
+def _load(task: Task, model: str, seconds: float) -> list[Exchange]:
+    cell = Cell(
+        name=f"prove-{secrets.token_hex(4)}",  # no cache has seen these prompts, whoever proved here before
+        load="closed",
+        concurrency=task.concurrency,
+        requests=task.requests,
+        duration_s=seconds,
+        output_tokens=task.output_tokens,
+        warmup_requests=0,
+        input_tokens=task.input_tokens,
+    )
+    exchanges: list[Exchange] = []
+    with Driver(
+        task.url,
+        model,
+        host=platform.node(),
+        tls=task.tls,
+        headers=task.headers,
+        token_ids=task.token_ids,
+        request_timeout_s=max(5.0, min(60.0, seconds)),
+        stagger_s=0.0,
+    ) as driver:
+        until = time.monotonic() + seconds + AFTER_S / 2
+        driver.run_cell(
+            cell,
+            run_id="prove",
+            seed=secrets.randbits(31),
+            on_exchange=exchanges.append,
+            stop=lambda: time.monotonic() > until,
+        )
+    return [each for each in exchanges if each.failure != "unsent"]
+
+
+def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]) -> Claim | None:
+    """Greedy answers, one request at a time, as many as the time allows."""
+    if task.answers == 0:
+        return None
+    routes = [(task.url, model, task.headers, task.tls)]
+    if task.reference is not None:
+        named = task.reference_model or _only_model(task.reference, NO_HEADERS, None)
+        routes.append((task.reference, named, NO_HEADERS, None))
+    say(f"asking {task.answers} greedy prompts twice{' of each' if len(routes) > 1 else ''}")
+    known = [(sites.site_of(url, tls, headers=headers), named) for url, named, headers, tls in routes]
+    got: list[Answered] = []
+    for number in range(task.answers):
+        if time.monotonic() > deadline:
+            break
+        prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS)} {number}. In other words:"
+        first = [(_ask(*route, prompt), _ask(*route, prompt)) for route in known]
+        got.append(Answered(url=first[0], reference=first[1] if len(first) > 1 else None))
+    return answers_claim(got)
+
+
+def _text_cell(number: int) -> Cell:
+    return Cell(name=f"prove-answers-{number}", load="single", concurrency=1, requests=1, warmup_requests=0,
+                output_tokens=ANSWER_TOKENS, input_tokens=ANSWER_WORDS, stream=False, ignore_eos=False)  # fmt: skip
+
+
+class _Choice(msgspec.Struct):
+    text: str
+
+
+class _Whole(msgspec.Struct):
+    choices: list[_Choice]
+
+
+def _ask(site: sites.Site, model: str, prompt: str) -> str | None:
+    body = body_of(_text_cell(0), model=model, prompt=prompt, max_tokens=ANSWER_TOKENS)
+    try:
+        status, said = sites.ask(site, PATHS["completions"], body=body, timeout_s=10.0)
+        return msgspec.json.decode(said, type=_Whole).choices[0].text if status == 200 else None
+    except (OSError, LoadError, IndexError, *UNREADABLE):
+        return None
+
+
+# -- counters, logs
+
+
+def _scrape(task: Task) -> tuple[tuple[str, ...], dict[str, Series]]:
+    """(why sources are silent, series by source). The server's own /metrics may be missing without a word."""
+    own = origin_metrics(task.url)
+    silent, found = [], {}
+    for url in dict.fromkeys((own, *task.workers)):
+        try:
+            tls = task.tls if url == own else None
+            status, body = sites.ask(sites.site_of(url, tls), "", timeout_s=FETCH_TIMEOUT_S)
+            why = None if status == 200 else f"HTTP {status}"
+        except (OSError, LoadError) as error:
+            body, why = b"", getattr(error, "strerror", None) or str(error)
+        values = parse(body).values if why is None else {}
+        if values:
+            found[url] = values
+        elif url in task.workers:
+            silent.append(f"{url} gave no series: {why or 'not Prometheus text'}")
+    return tuple(silent), found
+
+
+def _settled(task: Task, before: dict[str, Series]) -> tuple[Counted, ...]:
+    """Counted once two scrapes agree: what ended last may not be in the first."""
+    until = time.monotonic() + SETTLE_S
+    last: tuple[Counted, ...] | None = None
+    while True:
+        _, after = _scrape(task)
+        now = tuple(
+            counters.counted(url, before.get(url, {}), series) for url, series in after.items() if url in before
+        )
+        if (last is not None and [each.values for each in now] == [each.values for each in last]) or (
+            time.monotonic() > until
+        ):
+            return now
+        last = now
+        time.sleep(SETTLE_STEP_S)
+
+
+def _log(path: Path) -> logs.LogFacts:
+    lines, cut = logs.read_file(path)
+    return logs.scan(lines, path.name, cut)
+
+
+def _is_csv(path: Path) -> bool:
+    with path.open("rb") as file:
+        return trtllm.is_header(file.read(CSV_HEAD).decode("utf-8", "replace"))
+
+
+def _rows(path: Path) -> Iterator[trtllm.SentRow]:
+    lines, _ = logs.read_file(path)
+    return trtllm.rows(lines)
