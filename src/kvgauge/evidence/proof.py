@@ -25,6 +25,7 @@ def contradictions(
     return [
         *_backend(test, evidence, transfers),
         *_provider(test, evidence),
+        *_spoken(test, evidence),
         *_unrecorded(transfers, exchanges),
         *_bytes(transfers),
         *_integrity(transfers),
@@ -131,6 +132,16 @@ def _provider(test: Test, evidence: Evidence) -> list[str]:
         line = next((fact.shown_by for fact in evidence.facts if fact.value.startswith(wrong[0])), "")
         return [f"fabric {test.fabric} was asked for, {', '.join(wrong)} carried it ({line})"]
     return []
+
+
+def _spoken(test: Test, evidence: Evidence) -> list[str]:
+    """Lines that contradict a plan whatever else is right; on tcp UCX has nothing but emulation."""
+    against = {"rail_mismatch": "the two sides opened different numbers of rails",
+               "handshake_missing": "a peer's handshake never came"}  # fmt: skip
+    if test.fabric != "tcp":
+        against["emulated"] = f"fabric {test.fabric} was asked for, but UCX emulates remote memory access in software"
+    found = [(against[fact.name], fact) for fact in evidence.facts if fact.name in against]
+    return [f"{text}: {fact.value} ({fact.shown_by})" for text, fact in found[:3]]
 
 
 def _unrecorded(transfers: Sequence[Transfer], exchanges: Sequence[Exchange]) -> list[str]:

@@ -6,8 +6,9 @@ Expected of a request whose prompt is T tokens, in blocks of B, each token b byt
     to    ceil(T / B) x B x b x c     engines that move every block, filled or not (newer vLLM, the embedded stack)
 
 T is the server's own count, so a start token it added is in it. With T a multiple of B both are the same number, and
-the sum over N requests is exact: a request whose KV never moved is missing from it to the byte. Tokens that decode
-found in its own cache lower the smaller end only: whether they were whole blocks of ours is not known.
+the sum over N requests is exact: a request whose KV never moved is missing from it to the byte. Else the sum proves
+what no sum without one of the requests could reach: more than all larger ends but one. Tokens that decode found in its
+own cache lower the smaller end only: whether they were whole blocks of ours is not known.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,19 +34,16 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """low, high: bytes of all requests together; request_bytes: the least that one of them moves when it moves."""
+    """low, high: bytes of all requests together; request_bytes: the least that one of them moves when it moves;
+    without_one: the most that all but one of them can move."""
 
     requests: int
     prompt_tokens: int
     low: int
     high: int
+    without_one: int
     request_bytes: int
     shown_by: str
-
-    @property
-    def exact(self) -> bool:
-        """Whether one missing request must show."""
-        return self.request_bytes > 0 and self.high - self.low < self.request_bytes
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +87,8 @@ def expected(
     block, token = geometry.block_tokens, geometry.token_bytes * geometry.copies
     lengths = list(prompts)
     lows = [length // block * block * token for length in lengths]
-    high = sum(-(-length // block) * block * token for length in (*lengths, *failed))
+    highs = [-(-length // block) * block * token for length in lengths]
+    high = sum(highs) + sum(-(-length // block) * block * token for length in failed)
     alike = f"{lengths[0]} tokens" if len(set(lengths)) == 1 else f"{sum(lengths)} tokens in all"
     sides = "" if geometry.copies == 1 else f" x {geometry.copies} copies on the decode ranks"
     found = f", less up to {found_tokens} tokens that decode found in its cache" if found_tokens else ""
@@ -99,6 +98,7 @@ def expected(
         prompt_tokens=sum(lengths),
         low=max(0, sum(lows) - found_tokens * token),
         high=high,
+        without_one=high - min(highs, default=0),
         request_bytes=min(lows, default=0),
         shown_by=f"{len(lengths)} prompts of {alike} x {geometry.token_bytes} bytes a token ({geometry.said}){sides}, "
         f"blocks of {block}{found}",
@@ -127,7 +127,7 @@ def judge(wanted: Expected, ledger: Ledger) -> Claim:
         return claim.over(moved - high)
     if ledger.least:
         return claim.made("proved", f"at least: {_size(moved)} passed, others' and headers included")
-    if wanted.high - wanted.low + 2 * slack >= wanted.request_bytes:
+    if moved - slack <= wanted.without_one:
         return claim.unproved(
             f"{_size(moved)} fits, but so would a sum without one of the requests",
             f"use prompts of a whole number of blocks that decode's cache has not seen ({wanted.shown_by})",
@@ -165,12 +165,13 @@ class _Claims:
         fewest = min(wanted.requests, max(1, ceil(least_missing / each)))
         most = max(fewest, floor(most_missing / each))
         count = f"{fewest}" if wanted.low == wanted.high or fewest == most else f"{fewest} to {most}"
-        whole = abs(least_missing - fewest * each) <= ledger.slack_bytes
+        whole = abs(least_missing - fewest * each) <= 2 * ledger.slack_bytes
         part = "" if whole or wanted.low != wanted.high else " at least (the sum lacks no whole number of them)"
         if ledger.moved_bytes == 0:
             text = "moved 0: every prompt was recomputed locally, or its KV came some other way"
         else:
-            text = f"moved {_size(ledger.moved_bytes)}: {count} of {wanted.requests} requests{part} moved no KV"
+            moved = f"moved {_size(ledger.moved_bytes)} of {_size(wanted.high)}"
+            text = f"{moved}: {count} of {wanted.requests} requests{part} moved no KV"
         if ledger.answered is None and not ledger.least:
             return self.made(
                 "unproved",
@@ -215,10 +216,15 @@ def decodes(sources: Sequence[Counted], engine: str) -> list[Counted]:
     """Sources that answered as decode: more than a token a request; a prefill worker gives each request one."""
     found = []
     for source in sources:
-        requests, tokens = source.get(engine, "requests"), source.get(engine, "output_tokens")
+        requests, tokens = _requests(source, engine), source.get(engine, "output_tokens")
         if requests and tokens is not None and tokens > 1.5 * requests:
             found.append(source)
     return found
+
+
+def _requests(source: Counted, engine: str) -> float:
+    """Answered ones; where an engine behind another frontend does not count them, those that gave a first token."""
+    return source.get(engine, "requests") or source.get(engine, "first_tokens") or 0.0
 
 
 def ledgers(sources: Sequence[Counted]) -> list[Ledger]:
@@ -229,7 +235,7 @@ def ledgers(sources: Sequence[Counted]) -> list[Ledger]:
         mine = [source for source in whole if source.get(engine, "kv_bytes") is not None]
         if mine:
             by = decodes(whole, engine)
-            answered = sum(int(source.get(engine, "requests") or 0) for source in by) if by else None
+            answered = sum(round(_requests(source, engine)) for source in by) if by else None
             found.append(_engine_ledger(engine, mine, answered, firm=firm))
     mine = [s for s in whole if s.get("NIXL", "kv_rx_bytes") is not None or s.get("NIXL", "kv_tx_bytes") is not None]
     if mine:

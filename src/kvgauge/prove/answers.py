@@ -28,8 +28,8 @@ def chance(differ: int, of: int, base_differ: int, base_of: int) -> float:
     return ways / comb(total, marked)
 
 
-def claim(answers: Sequence[Answered]) -> Claim:
-    """About all prompts together."""
+def claim(answers: Sequence[Answered], trouble: str | None = None) -> Claim:
+    """About all prompts together. trouble: why one was not answered, if one was not"""
     own = [each.url for each in answers if None not in each.url]
     agree = sum(first == second for first, second in own)
     twice = f"asked twice, {agree} of {len(own)} answers are the same"
@@ -40,6 +40,7 @@ def claim(answers: Sequence[Answered]) -> Claim:
     ]
     if not with_reference:
         missing = "no --reference was given" if all(each.reference is None for each in answers) else "too few answers"
+        missing += f"; {trouble}" if trouble is not None else ""
         return Claim(
             name="answers",
             verdict="unproved",

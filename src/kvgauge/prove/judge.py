@@ -202,9 +202,10 @@ def _verdict(observed: Observed, claims: Sequence[Claim], ledgers: Sequence[Ledg
 def _headline(observed: Observed, claims: Sequence[Claim], wanted: Expected | None, ledgers: Sequence[Ledger]) -> str:
     """`expected 56 MiB a request, moved 56 MiB a request, all 200 requests over LIBFABRIC/efa, 4 rails`"""
     way = transport.seen(observed.logs).way
-    over = f" over {way}" if way else " over what is not known"
+    over = f"over {way}" if way else "over what is not known"
     order = {"contradicted": 0, "proved": 1, "unproved": 2}
     mine = [claim for claim in claims if claim.name.startswith("bytes")]
     if not mine or wanted is None or not ledgers:
         return mine[0].text if mine else "nothing is known of the bytes"
-    return min(mine, key=lambda claim: order[claim.verdict]).text + over
+    first = min(mine, key=lambda claim: order[claim.verdict])
+    return f"{first.text} {over}" if first.verdict == "proved" else f"{first.text} ({over})"

@@ -20,7 +20,7 @@ from kvgauge.evidence.sums import Claim, Geometry
 from kvgauge.evidence.transport import Want
 from kvgauge.failures import LoadError
 from kvgauge.load import site as sites
-from kvgauge.load.answers import UNREADABLE
+from kvgauge.load.answers import UNREADABLE, error_message
 from kvgauge.load.drive import PATHS, Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, body_of, sample_text
@@ -211,13 +211,14 @@ def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]
     say(f"asking {task.answers} greedy prompts twice{' of each' if len(routes) > 1 else ''}")
     known = [(sites.site_of(url, tls, headers=headers), named) for url, named, headers, tls in routes]
     got: list[Answered] = []
+    troubles: list[str] = []
     for number in range(task.answers):
         if time.monotonic() > deadline:
             break
         prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS)} {number}. In other words:"
-        first = [(_ask(*route, prompt), _ask(*route, prompt)) for route in known]
-        got.append(Answered(url=first[0], reference=first[1] if len(first) > 1 else None))
-    return answers_claim(got)
+        both = [(_ask(*route, prompt, troubles), _ask(*route, prompt, troubles)) for route in known]
+        got.append(Answered(url=both[0], reference=both[1] if len(both) > 1 else None))
+    return answers_claim(got, troubles[0] if troubles else None)
 
 
 def _text_cell(number: int) -> Cell:
@@ -233,13 +234,17 @@ class _Whole(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _ask(site: sites.Site, model: str, prompt: str) -> str | None:
+def _ask(site: sites.Site, model: str, prompt: str, troubles: list[str]) -> str | None:
+    """The answer; None, and why among the troubles, when there is none."""
     body = body_of(_text_cell(0), model=model, prompt=prompt, max_tokens=ANSWER_TOKENS)
     try:
         status, said = sites.ask(site, PATHS["completions"], body=body, timeout_s=10.0)
-        return msgspec.json.decode(said, type=_Whole).choices[0].text if status == 200 else None
-    except (OSError, LoadError, IndexError, *UNREADABLE):
-        return None
+        if status == 200:
+            return msgspec.json.decode(said, type=_Whole).choices[0].text
+        troubles.append(f"{site.url}: HTTP {status}: {error_message(said)}")
+    except (OSError, LoadError, IndexError, *UNREADABLE) as error:
+        troubles.append(f"{site.url}: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+    return None
 
 
 # -- counters, logs

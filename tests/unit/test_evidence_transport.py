@@ -1,0 +1,159 @@
+"""Logs against what was asked for: backend, fabric, rails, GPUDirect, handshakes."""
+
+from pathlib import Path
+
+import pytest
+
+from kvgauge.evidence import logs, transport
+from kvgauge.evidence.transport import Want, claims, fabric_of
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+HEAD = "I1124 02:42:45.680713   29148 libfabric.cpp:113] "
+EFA = [  # wording: ai-dynamo/nixl v1.4.0, never recorded with EFA
+    "2026-11-24 02:42:46 NIXL INFO    _api.py:405 Backend LIBFABRIC was instantiated",
+    HEAD + "Created 32 rails using provider=efa",
+    *(HEAD + f"Using provider with FI_HMEM support for rail {rail}" for rail in range(32)),
+    HEAD + "Registered memory on 4 rails, mem_type=1 device=0",
+    HEAD + "Handshake stored: peer='decode' assigned_idx=1",
+    "libfabric:1:2::efa:cq:f():1<info> HANDSHAKE received from peer with explicit fi_addr 3 implicit fi_addr 4",
+]
+UCX = "2026-11-24 02:42:46 NIXL INFO    _api.py:405 Backend UCX was instantiated"
+LANE = "[1.0] [h:1:0]      ucp_worker.c:1997 UCX  INFO    d inter-node cfg#1 {}"
+
+
+def read(name):
+    lines, cut = logs.read_file(SAMPLES / name)
+    return logs.scan(lines, name, cut)
+
+
+def scanned(*lines):
+    return [logs.scan(lines, "w")]
+
+
+def by_name(want, found):
+    return {claim.name: claim for claim in claims(want, found)}
+
+
+@pytest.mark.parametrize(
+    ("carrier", "fabric"),
+    [("efa", "efa"), ("efa-direct", "efa"), ("srd/rdmap40s0:1", "efa"), ("ud_verbs/rdmap79s0:1", "efa"),
+     ("ud_verbs/mlx5_0:1", "ib"), ("rc_mlx5/mlx5_0:1", "ib"), ("verbs;ofi_rxm", "ib"), ("tcp/eth0 by active messages", "tcp"),
+     ("tcp", "tcp"), ("sockets", "tcp"), ("cma/memory", "shm"), ("cuda_ipc/cuda", "cuda"), ("nonsense", None)],
+)  # fmt: skip
+def test_a_provider_or_lane_has_a_fabric(carrier, fabric):
+    assert fabric_of(carrier) == fabric
+
+
+def test_all_that_was_asked_for_is_proved_by_the_line_that_shows_it():
+    want = Want(backend="LIBFABRIC", fabric="efa", rails=4, gpudirect=True)
+    found = by_name(want, scanned(*EFA))
+    assert {name: claim.verdict for name, claim in found.items()} == dict.fromkeys(
+        ("backend", "fabric", "rails", "GPUDirect", "handshakes"), "proved"
+    )
+    assert found["rails"].text == "32 opened, 4 used by a buffer"
+    assert "Created 32 rails using provider=efa" in found["fabric"].shown_by
+    assert found["handshakes"].text == "NIXL 1, one a peer agent; EFA 1, one a peer endpoint"
+    assert transport.seen(scanned(*EFA)).way == "LIBFABRIC/efa, 4 rails"
+
+
+@pytest.mark.parametrize(
+    ("want", "name", "text"),
+    [
+        ({"backend": "UCX"}, "backend", "UCX was expected, LIBFABRIC opened"),
+        ({"fabric": "tcp"}, "fabric", "tcp was expected, efa is what was opened"),
+        ({"rails": 8}, "rails", "8 were expected: 32 opened, 4 used by a buffer"),
+        ({"gpudirect": False}, "GPUDirect", "expected no, the rails say yes"),
+    ],
+)
+def test_each_contradiction_says_what_was_expected_and_what_is_there(want, name, text):
+    claim = by_name(Want(**want), scanned(*EFA))[name]
+    assert (claim.verdict, claim.text) == ("contradicted", text)
+
+
+def test_a_recorded_tcp_fallback_contradicts_efa_and_says_what_to_do():
+    found = by_name(Want(fabric="efa", gpudirect=True), [read("nixl-1.5.0-libfabric-tcp-info.log")])
+    assert found["fabric"].verdict == found["GPUDirect"].verdict == "contradicted"
+    assert "vpc.amazonaws.com/efa" in found["fabric"].fix
+
+
+def test_without_an_expectation_tcp_is_told_with_what_to_do():
+    found = by_name(Want(), [read("nixl-1.5.0-libfabric-tcp-info.log")])
+    assert (found["fabric"].verdict, found["fabric"].text) == ("proved", "over tcp")
+    assert "fi_info -p efa" in found["fabric"].fix
+    assert found["rails"].text == "1 opened, 1 used by a buffer"
+
+
+def test_a_recorded_table_outranks_the_lanes_that_say_tcp():
+    found = by_name(Want(fabric="tcp"), [read("nixl-1.5.0-ucx-all-proto.log")])
+    assert (found["fabric"].verdict, "cma/memory" in found["fabric"].text) == ("contradicted", True)
+
+
+def test_lanes_that_leave_it_open_which_transport_carries_prove_nothing():
+    claim = by_name(Want(fabric="tcp"), [read("nixl-1.5.1-ucx-info.log")])["fabric"]
+    assert claim.verdict == "unproved"
+    assert "or over cma/memory" in claim.text
+    assert "UCX_PROTO_INFO=y" in claim.fix
+
+
+def test_software_emulation_contradicts_a_fast_fabric_and_is_only_told_on_tcp():
+    log = [read("nixl-1.4.1-ucx-proto.log")]
+    assert by_name(Want(fabric="ib"), log)["remote memory"].verdict == "contradicted"
+    assert by_name(Want(fabric="tcp"), log)["remote memory"].verdict == "proved"
+
+
+def test_ud_on_efa_is_told_to_be_the_slow_path_from_source():
+    """dmvevents/aws-gpu-workshop 04: ud_verbs/rdmap79s0:1 under UCX_TLS=rc,ud"""
+    found = by_name(Want(), scanned(UCX, LANE.format("rma_am(ud_verbs/rdmap79s0:1)")))
+    assert "name srd in UCX_TLS" in found["fabric"].fix
+
+
+def test_two_backends_in_one_worker_leave_it_open_which_carries():
+    claim = by_name(Want(backend="LIBFABRIC"), scanned(UCX, *EFA))["backend"]
+    assert claim.verdict == "unproved"
+    assert "both opened" in claim.text
+
+
+def test_a_name_that_tensorrt_llm_did_not_take_is_a_contradiction_from_source():
+    lines = [
+        "[TensorRT-LLM][WARNING] Unsupported NIXL backend: libfabric, fallback to UCX",
+        "[TensorRT-LLM][INFO] NixlTransferAgent::NixlTransferAgent using NIXL backend: UCX",
+    ]
+    claim = by_name(Want(backend="LIBFABRIC"), scanned(*lines))["backend"]
+    assert (claim.verdict, claim.text) == ("contradicted", "the workers refused backend libfabric")
+
+
+def test_a_mocker_moves_nothing_whatever_is_counted():
+    claim = by_name(Want(), [read("dynamo-1.6.1-decode.log")])["engine"]
+    assert claim.verdict == "contradicted"
+    assert "Creating mocker engine" in claim.shown_by
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "verdict"),
+    [
+        ("Rail count mismatch (local: 32, remote: 8)", "rail mismatch", "contradicted"),
+        ("No network devices found with any provider", "no devices", "contradicted"),
+        ("CQ read failed on rail 3", "transfer error", "unproved"),
+        (
+            "Handshake from peer 'd' not received after 60s; connection cannot be established.",
+            "handshakes",
+            "contradicted",
+        ),
+    ],
+)
+def test_lines_that_mean_trouble_are_told_whatever_was_asked_for_from_source(line, name, verdict):
+    """ai-dynamo/nixl v1.4.0 src/plugins/libfabric, src/utils/libfabric"""
+    assert by_name(Want(), scanned(HEAD + line))[name].verdict == verdict
+
+
+def test_without_logs_and_without_lines_nothing_is_claimed():
+    (claim,) = claims(Want(fabric="efa"), [])
+    assert (claim.name, claim.verdict) == ("transport", "unproved")
+    found = by_name(Want(backend="UCX", fabric="efa", rails=4, gpudirect=True), scanned("hello"))
+    assert {claim.verdict for claim in found.values()} == {"unproved"}
+    assert set(found) == {"backend", "fabric", "rails", "GPUDirect"}
+
+
+def test_a_log_that_was_not_read_whole_is_told():
+    found = by_name(Want(), [logs.scan(EFA, "w", "4 MiB in the middle were not read")])
+    assert found["log"].verdict == "unproved"

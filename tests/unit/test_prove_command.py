@@ -1,0 +1,175 @@
+"""`kvgauge prove` against a small server that counts, or does not count, what it says it moved."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kvgauge.cli.main import main
+from kvgauge.prove import run as prove_run
+
+EACH = 64 * 114_688
+
+
+class Server:
+    """Answers as vLLM's decode would. skip: requests, by number, whose KV it does not move; down: answers 500."""
+
+    def __init__(self, model="Qwen/Qwen3-0.6B", skip=(), down=False, text="yes"):
+        self.model, self.skip, self.down, self.text = model, skip, down, text
+        self.prompts, self.moved, self.greedy, self.posts = [], 0, 0, 0
+        self.lock = threading.Lock()
+
+    def metrics(self):
+        done = len(self.prompts)
+        return (
+            f"vllm:request_success_total {done}\nvllm:generation_tokens_total {8 * done}\n"
+            f"vllm:nixl_bytes_transferred_sum {self.moved}\nvllm:nixl_xfer_time_seconds_count {self.moved // EACH}\n"
+        )
+
+    def complete(self, asked):
+        with self.lock:
+            self.posts += 1
+            if isinstance(asked["prompt"], str):
+                self.greedy += 1
+            else:
+                number = len(self.prompts)
+                self.prompts.append(tuple(asked["prompt"]))
+                self.moved += 0 if number in self.skip else EACH
+        usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": 8}
+        return {"id": "x", "choices": [{"index": 0, "text": self.text}], "usage": usage}
+
+
+@contextmanager
+def serving(server):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def reply(self, status, body, kind="application/json"):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            if self.path == "/metrics":
+                self.reply(200, server.metrics().encode(), "text/plain")
+            else:
+                self.reply(200, json.dumps({"data": [{"id": server.model}]}).encode())
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if server.down:
+                self.reply(500, b'{"error": {"message": "no workers"}}')
+                return
+            whole = server.complete(asked)
+            if asked.get("stream"):
+                body = b"data: " + json.dumps(whole).encode() + b"\n\ndata: [DONE]\n\n"
+                self.reply(200, body, "text/event-stream")
+            else:
+                self.reply(200, json.dumps(whole).encode())
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_long_settling(monkeypatch):
+    monkeypatch.setattr(prove_run, "SETTLE_STEP_S", 0.02)
+
+
+def prove(url, *flags):
+    return main(["prove", url, "--isl", "64", "--requests", "40", "--seconds", "15", *flags])
+
+
+def test_a_server_that_moves_everything_is_proved_and_its_prompts_are_unique(tmp_path, capsys):
+    server = Server()
+    out = tmp_path / "proof.json"
+    with serving(server) as url:
+        assert prove(url, "--answers", "2", "--reference", url, "--json", str(out)) == 0
+    page = capsys.readouterr().out
+    assert "expected 7 MiB a request, moved 7 MiB a request, all 40 requests over what is not known" in page
+    assert "verdict: proved" in page
+    assert len(set(server.prompts)) == 40
+    assert {len(prompt) for prompt in server.prompts} == {64}
+    assert server.greedy == 2 * 2 * 2
+    proof = json.loads(out.read_text())
+    assert (proof["verdict"], proof["requests"], proof["model"]) == ("proved", 40, "Qwen/Qwen3-0.6B")
+
+
+def test_no_prompt_is_ever_sent_twice_not_even_by_two_proofs():
+    server = Server()
+    with serving(server) as url:
+        assert prove(url, "--answers", "0") == prove(url, "--answers", "0") == 0
+    assert len({prompt[:16] for prompt in server.prompts}) == 80
+
+
+def test_one_skipped_request_is_contradicted_with_the_count(capsys):
+    with serving(Server(skip={17})) as url:
+        assert prove(url, "--answers", "0") == 1
+    assert "1 of 40 requests moved no KV" in capsys.readouterr().out
+
+
+def test_answers_that_differ_from_the_references_are_contradicted(capsys):
+    with serving(Server(text="gibberish")) as url, serving(Server(text="sense")) as reference:
+        assert prove(url, "--answers", "12", "--reference", reference) == 1
+    assert "12 of 12 differ from the reference's, which differs from itself in 0" in capsys.readouterr().out
+
+
+def test_a_model_we_do_not_know_is_unproved_until_its_bytes_are_given(capsys):
+    with serving(Server(model="ours")) as url:
+        assert prove(url, "--answers", "0") == 4
+        assert "ours is not in kvgauge's table" in capsys.readouterr().out
+        assert prove(url, "--answers", "0", "--kv-bytes-per-token", "114688") == 0
+        assert prove(url, "--answers", "0", "--kv-model", "Qwen3-0.6B") == 0
+        assert prove(url, "--answers", "0", "--kv-model", "Qwen3-0.6B", "--kv-dtype", "fp8") == 1
+    assert "exactly 2 times" in capsys.readouterr().out
+
+
+def test_a_worker_that_says_nothing_and_a_log_that_says_little_are_told(tmp_path, capsys):
+    log = tmp_path / "decode.log"
+    log.write_text("2026-11-24 02:42:46 NIXL INFO    _api.py:405 Backend UCX was instantiated\n")
+    with serving(Server()) as url:
+        assert (
+            prove(url, "--answers", "0", "--workers", "http://127.0.0.1:9", "--log", str(log), "--backend", "LIBFABRIC")
+            == 1
+        )
+    page = capsys.readouterr().out
+    assert "http://127.0.0.1:9/metrics gave no series" in page
+    assert "LIBFABRIC was expected, UCX opened" in page
+
+
+def test_what_cannot_be_measured_ends_with_3(capsys):
+    with serving(Server(down=True)) as url:
+        assert prove(url, "--answers", "0") == 3
+    assert "none of 40 requests was answered" in capsys.readouterr().err
+    assert main(["prove", "http://127.0.0.1:9"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--osl", "1"], "--osl must be 2 to"),
+        (["--seconds", "1"], "--seconds must be 10 to"),
+        (["--kv-dtype", "bf17"], "unknown KV dtype"),
+        (["--kv-model", "Qwen3-0.6"], "unknown model"),
+        (["--log", "/nowhere/x.log"], "there is no such file"),
+        (["--workers", "ftp://x"], "not an http URL"),
+        (["--tp", "0"], "--tp must be"),
+    ],
+)
+def test_what_is_wrong_with_the_flags_is_said_before_anything_is_sent(flags, word, capsys):
+    assert main(["prove", "http://127.0.0.1:9", *flags]) == 2
+    assert word in capsys.readouterr().err
