@@ -9,6 +9,7 @@ So that a sample stays small, lines that differ from ones before only in their n
 (DEBUG: the first), and of UCX's tables those for remote memory stay. Addresses and names of folders are replaced.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -47,14 +48,14 @@ def side(version: str, backend: str, role: str, address: str) -> None:
     listed[:, 0] = pool.ctypes.data + np.arange(BLOCKS, dtype=np.uint64) * np.uint64(2 * BLOCK_BYTES)
     listed[:, 1] = BLOCK_BYTES
     talk = connection.Listener(address).accept() if role == "target" else dial(address)
-    talk.send((agent.metadata, listed.tolist()))
-    metadata, theirs = talk.recv()
+    talk.send_bytes(json.dumps([agent.metadata.hex(), listed.tolist()]).encode())
+    metadata, theirs = json.loads(talk.recv_bytes())
     until = time.monotonic() + GIVE_UP_S
     if role == "target":
         while not talk.poll() and time.monotonic() < until:
             agent.poll()
         return
-    peer, _, _ = agent.connect(metadata)
+    peer, _, _ = agent.connect(bytes.fromhex(metadata))
     ours, far = agent.prepare(listed), agent.prepare(np.array(theirs, dtype=np.uint64), peer)
     rows = np.arange(BLOCKS, dtype=np.int32)
     for operation in ("READ", "WRITE"):
@@ -62,7 +63,7 @@ def side(version: str, backend: str, role: str, address: str) -> None:
         while (state := agent.state(handle)) == "PROC" and time.monotonic() < until:
             agent.poll()
         print(f"### {operation} {state} moved {agent.moved_bytes(handle)} by {agent.used_backend(handle)}", flush=True)
-    talk.send("bye")
+    talk.send_bytes(b"bye")
 
 
 def dial(address: str):

@@ -60,12 +60,6 @@ SMI = """0, NVIDIA H100 80GB HBM3, 570.133.20, 70659, 81559
 1, NVIDIA H100 80GB HBM3, 570.133.20, [N/A], 81559
 not a row
 """
-NVLINK = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)
-\t Link 0: 26.562 GB/s
-\t Link 1: 26.562 GB/s
-GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-1)
-\t Link 0: <inactive>
-"""
 
 
 def test_memory_and_names_of_gpus_are_read_from_source():
@@ -73,11 +67,6 @@ def test_memory_and_names_of_gpus_are_read_from_source():
     first, second = nvml.gpus(SMI.splitlines())
     assert (first.index, first.memory_used_bytes, first.memory_total_bytes) == (0, 70_659 << 20, 81_559 << 20)
     assert (second.driver, second.memory_used_bytes) == ("570.133.20", None)
-
-
-def test_links_that_are_up_are_counted_by_gpu_from_source():
-    """nvidia-smi nvlink --status, its documented form"""
-    assert nvml.active_nvlinks(NVLINK.splitlines()) == {0: 2, 1: 0}
 
 
 OLDER = """RequestID,Delay(ms),Duration(ms),Bandwidth(Gbps),Delay(ms),Duration(ms),Bandwidth(Gbps)
@@ -116,4 +105,3 @@ def test_no_row_breaks_the_files(lines):
     for row in trtllm.rows(["RequestID,Duration,Bandwidth(Gbps)", *lines]):
         assert row.request_id
     nvml.gpus(lines)
-    nvml.active_nvlinks(lines)

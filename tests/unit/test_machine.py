@@ -110,11 +110,11 @@ def nvidia_smi(tmp_path, monkeypatch, script):
 
 
 def test_memory_is_added_over_gpus(tmp_path, monkeypatch):
-    nvidia_smi(tmp_path, monkeypatch, "echo 1024; echo 512")
+    nvidia_smi(tmp_path, monkeypatch, "echo 0, NVIDIA H100, 570.1, 1024, 81559; echo 1, NVIDIA H100, 570.1, 512, 81559")
     assert machine.read_gpu_memory() == 1536 << 20
 
 
-@pytest.mark.parametrize("script", ["exit 9", "echo '[N/A]'"])
+@pytest.mark.parametrize("script", ["exit 9", "echo '0, NVIDIA H100, 570.1, [N/A], 81559'"])
 def test_a_driver_that_does_not_answer_is_missing_with_what_it_said(tmp_path, monkeypatch, script):
     nvidia_smi(tmp_path, monkeypatch, script)
     found = machine.read_gpu_memory()

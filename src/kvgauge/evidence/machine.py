@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from kvgauge.evidence import nvml
 from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.facts import MachineUse, Missing
 from kvgauge.evidence.proc import meminfo
@@ -124,15 +125,19 @@ def read_gpu_memory() -> int | Missing:
         return Missing(reason="no NVIDIA driver (nvidia-smi) on this machine")
     try:
         done = subprocess.run(
-            [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            [tool, f"--query-gpu={','.join(nvml.QUERY)}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
         )
-        return sum(int(line) << 20 for line in done.stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return Missing(reason=f"nvidia-smi gave no memory: {str(error)[:120]}")
+    used = [gpu.memory_used_bytes for gpu in nvml.gpus(done.stdout.splitlines())]
+    known = [count for count in used if count is not None]
+    if not known or len(known) < len(used):
+        return Missing(reason=f"nvidia-smi gave no memory: {done.stdout.strip()[:120]!r}")
+    return sum(known)
 
 
 def read_available_memory(tree: Tree | None = None) -> int:

@@ -5,15 +5,12 @@ nvidia-smi nvlink --status
 """
 
 import csv
-import re
 from collections.abc import Iterable
 
 import msgspec
 
 QUERY = ("index", "name", "driver_version", "memory.used", "memory.total")
 GPUS_MAX = 256
-_GPU = re.compile(r"GPU (\d+): ")
-_LINK = re.compile(r"Link \d+: ([\d.]+) GB/s")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,17 +42,4 @@ def gpus(lines: Iterable[str]) -> list[Gpu]:
                     memory_total_bytes=total,
                 )
             )
-    return found
-
-
-def active_nvlinks(lines: Iterable[str]) -> dict[int, int]:
-    """GPU index -> links that are up. UCX's cuda_ipc reads (GET) only where there is one."""
-    found: dict[int, int] = {}
-    at: int | None = None
-    for line in lines:
-        if (match := _GPU.match(line)) and len(match[1]) < 5 and len(found) < GPUS_MAX:
-            at = int(match[1])
-            found.setdefault(at, 0)
-        elif at is not None and _LINK.search(line):
-            found[at] += 1
     return found
