@@ -56,7 +56,7 @@ def test_every_recorded_libfabric_log_names_provider_rails_gpudirect_and_handsha
     assert values(found, "gpudirect") == ["no"]
     assert values(found, "backend_instantiated") == ["LIBFABRIC"]
     assert count(found, "handshake") == handshakes
-    assert values(found, "rails_used") == ([] if version in (None, "0.10.1", "1.0.1") else ["1"])
+    assert values(found, "rails_used_by_host") == ([] if version in (None, "0.10.1", "1.0.1") else ["1"])
     assert found.cut is None
 
 

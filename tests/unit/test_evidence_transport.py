@@ -70,6 +70,20 @@ def test_each_contradiction_says_what_was_expected_and_what_is_there(want, name,
     assert (claim.verdict, claim.text) == ("contradicted", text)
 
 
+def test_rails_are_those_of_gpu_memory_where_both_were_registered():
+    lines = [*EFA, HEAD + "Registered memory on 1 rails, mem_type=0 device=0"]
+    assert by_name(Want(rails=4), scanned(*lines))["rails"].verdict == "proved"
+
+
+def test_rails_that_differ_in_gpudirect_are_told():
+    lines = [
+        HEAD + "Using provider with FI_HMEM support for rail 0",
+        HEAD + "Using provider without FI_HMEM support for rail 1",
+    ]
+    assert by_name(Want(), scanned(*lines))["GPUDirect"].verdict == "unproved"
+    assert by_name(Want(gpudirect=True), scanned(*lines))["GPUDirect"].verdict == "contradicted"
+
+
 def test_a_recorded_tcp_fallback_contradicts_efa_and_says_what_to_do():
     found = by_name(Want(fabric="efa", gpudirect=True), [read("nixl-1.5.0-libfabric-tcp-info.log")])
     assert found["fabric"].verdict == found["GPUDirect"].verdict == "contradicted"

@@ -91,7 +91,7 @@ def no_long_settling(monkeypatch):
 
 
 def prove(url, *flags):
-    return main(["prove", url, "--isl", "64", "--requests", "40", "--seconds", "15", *flags])
+    return main(["prove", url, "--isl", "64", "--requests", "20", "--seconds", "15", *flags])
 
 
 def test_a_server_that_moves_everything_is_proved_and_its_prompts_are_unique(tmp_path, capsys):
@@ -100,26 +100,26 @@ def test_a_server_that_moves_everything_is_proved_and_its_prompts_are_unique(tmp
     with serving(server) as url:
         assert prove(url, "--answers", "2", "--reference", url, "--json", str(out)) == 0
     page = capsys.readouterr().out
-    assert "expected 7 MiB a request, moved 7 MiB a request, all 40 requests over what is not known" in page
+    assert "expected 7 MiB a request, moved 7 MiB a request, all 20 requests over what is not known" in page
     assert "verdict: proved" in page
-    assert len(set(server.prompts)) == 40
+    assert len(set(server.prompts)) == 20
     assert {len(prompt) for prompt in server.prompts} == {64}
     assert server.greedy == 2 * 2 * 2
     proof = json.loads(out.read_text())
-    assert (proof["verdict"], proof["requests"], proof["model"]) == ("proved", 40, "Qwen/Qwen3-0.6B")
+    assert (proof["verdict"], proof["requests"], proof["model"]) == ("proved", 20, "Qwen/Qwen3-0.6B")
 
 
 def test_no_prompt_is_ever_sent_twice_not_even_by_two_proofs():
     server = Server()
     with serving(server) as url:
         assert prove(url, "--answers", "0") == prove(url, "--answers", "0") == 0
-    assert len({prompt[:16] for prompt in server.prompts}) == 80
+    assert len({prompt[:16] for prompt in server.prompts}) == 40
 
 
 def test_one_skipped_request_is_contradicted_with_the_count(capsys):
-    with serving(Server(skip={17})) as url:
+    with serving(Server(skip={7})) as url:
         assert prove(url, "--answers", "0") == 1
-    assert "1 of 40 requests moved no KV" in capsys.readouterr().out
+    assert "1 of 20 requests moved no KV" in capsys.readouterr().out
 
 
 def test_answers_that_differ_from_the_references_are_contradicted(capsys):
@@ -154,7 +154,7 @@ def test_a_worker_that_says_nothing_and_a_log_that_says_little_are_told(tmp_path
 def test_what_cannot_be_measured_ends_with_3(capsys):
     with serving(Server(down=True)) as url:
         assert prove(url, "--answers", "0") == 3
-    assert "none of 40 requests was answered" in capsys.readouterr().err
+    assert "none of 20 requests was answered" in capsys.readouterr().err
     assert main(["prove", "http://127.0.0.1:9"]) == 3
 
 

@@ -96,6 +96,11 @@ def test_where_prompt_tokens_came_from_is_told_and_whole_prompts_are_found():
     assert (bad.verdict, bad.skipped, verdict) == ("contradicted", 1, "contradicted")  # at least: 10 may be last tokens
 
 
+def test_prompt_tokens_of_others_accuse_nobody():
+    claims, verdict, _ = judged(observed(sources=(source(requests=12, moved=12, computed_tokens=1_024),)))
+    assert (named(claims)["prompt tokens"].verdict, verdict) == ("unproved", "unproved")
+
+
 def test_tokens_found_in_decodes_cache_are_no_skipped_request():
     _, verdict, headline = judged(
         observed(sources=(source(moved=10, kv_bytes=10 * EACH - 32 * 114_688, prefix_hit_tokens=32),))

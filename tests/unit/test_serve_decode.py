@@ -186,6 +186,21 @@ def test_the_answer_follows_from_what_was_found_in_the_blocks(bench):
     assert it.given(1) == vocabulary.answer(12345, 3) != vocabulary.answer(71, 3)
 
 
+def test_a_request_that_is_recomputed_on_purpose_is_answered_right_and_moves_nothing(bench):
+    it = bench(recompute_every=2)
+    it.ask(1)
+    it.ask(2)
+    it.turns()
+    assert set(it.ranks.mover.begun) == {1}
+    assert it.outbox.of(Started) == [Started(2, None)]
+    assert it.outbox.of(Released) == [Released(2)]  # prefill may give its blocks back
+    it.ranks.mover.end(1)
+    it.turns(6)
+    assert it.given(2) == vocabulary.answer(72, 3)
+    assert sorted(it.ended()) == [1, 2]
+    assert it.free == 16
+
+
 def test_wrong_blocks_refuse_the_request_with_what_was_found_and_no_token_is_sent(bench):
     it = bench()
     it.ranks.outcome = Checked(pieces=4, wrong=3, faults={"zero": 2, "stale": 1}, digest=None)

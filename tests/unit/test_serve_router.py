@@ -377,6 +377,8 @@ def test_metrics_count_a_success_its_tokens_its_times_and_its_move(stack):
         'vllm:prompt_tokens_total{model_name="m"} 20',
         'vllm:generation_tokens_total{model_name="m"} 3',
         'vllm:nixl_bytes_transferred_sum{model_name="m"} 100.0',
+        'vllm:prompt_tokens_by_source_total{model_name="m",source="external_kv_transfer"} 20',
+        'vllm:prompt_tokens_by_source_total{model_name="m",source="local_compute"} 0',
         'vllm:time_to_first_token_seconds_count{model_name="m"} 1',
         'vllm:e2e_request_latency_seconds_count{model_name="m"} 1',
         'vllm:request_time_per_output_token_seconds_count{model_name="m"} 1',
@@ -390,7 +392,9 @@ def test_an_answer_of_one_token_has_no_time_per_token(stack, read_answer):
     client, key = it.ask(max_tokens=1)
     it.says(Prefilled(key, [1], 0, 0), Tokens(70, [key], [4], [key]))
     assert read_answer(wire(client))[1][-1] == b"[DONE]"
-    assert 'vllm:request_time_per_output_token_seconds_count{model_name="m"} 0' in it.router.metrics.text().decode()
+    text = it.router.metrics.text().decode()
+    assert 'vllm:request_time_per_output_token_seconds_count{model_name="m"} 0' in text
+    assert 'vllm:prompt_tokens_by_source_total{model_name="m",source="local_compute"} 20' in text  # no KV was moved
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,8 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("backend_instantiated", re.compile(r"Backend (\w+) was instantiated")),
     ("ucx_version", re.compile(r"NIXL UCX backend bound to UCX (\S+) at \S+")),
     ("agent", re.compile(r"Initialized NIXL agent: (\S+)")),
-    ("rails_used", re.compile(r"Registered memory on (\d+) rails, mem_type")),
+    ("rails_used", re.compile(r"Registered memory on (\d+) rails, mem_type=1")),  # a GPU's
+    ("rails_used_by_host", re.compile(r"Registered memory on (\d+) rails, mem_type=0")),
     ("handshake", re.compile(r"Handshake stored: peer='([^']*)'")),
     ("connected", re.compile(r"Connection state for agent (\S+) is now CONNECTED")),
     ("self_connection", re.compile(r"Created self-connection for agent: (\S+)")),

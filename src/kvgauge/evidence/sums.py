@@ -35,7 +35,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """low, high: bytes of all requests together; request_bytes: the least that one of them moves when it moves;
-    without_one: the most that all but one of them can move."""
+    without_one: the most that all but one of them can move; failed: others of ours, which may have moved too."""
 
     requests: int
     prompt_tokens: int
@@ -44,6 +44,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     without_one: int
     request_bytes: int
     shown_by: str
+    failed: int = 0
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +101,7 @@ def expected(
         high=high,
         without_one=high - min(highs, default=0),
         request_bytes=min(lows, default=0),
+        failed=len(failed),
         shown_by=f"{len(lengths)} prompts of {alike} x {geometry.token_bytes} bytes a token ({geometry.said}){sides}, "
         f"blocks of {block}{found}",
     )
@@ -115,8 +117,8 @@ def judge(wanted: Expected, ledger: Ledger) -> Claim:
             f"its sources answered {ledger.answered} of the {wanted.requests} requests",
             "name every decode worker with --workers",
         )
-    if ledger.answered is not None and ledger.answered > wanted.requests:
-        others = ledger.answered - wanted.requests
+    if ledger.answered is not None and ledger.answered > wanted.requests + wanted.failed:
+        others = ledger.answered - wanted.requests - wanted.failed
         return claim.unproved(
             f"{others} requests of others were served meanwhile and are in its count",
             "prove on a deployment that nobody else uses",
@@ -216,13 +218,13 @@ def decodes(sources: Sequence[Counted], engine: str) -> list[Counted]:
     """Sources that answered as decode: more than a token a request; a prefill worker gives each request one."""
     found = []
     for source in sources:
-        requests, tokens = _requests(source, engine), source.get(engine, "output_tokens")
+        requests, tokens = requests_of(source, engine), source.get(engine, "output_tokens")
         if requests and tokens is not None and tokens > 1.5 * requests:
             found.append(source)
     return found
 
 
-def _requests(source: Counted, engine: str) -> float:
+def requests_of(source: Counted, engine: str) -> float:
     """Answered ones; where an engine behind another frontend does not count them, those that gave a first token."""
     return source.get(engine, "requests") or source.get(engine, "first_tokens") or 0.0
 
@@ -235,7 +237,7 @@ def ledgers(sources: Sequence[Counted]) -> list[Ledger]:
         mine = [source for source in whole if source.get(engine, "kv_bytes") is not None]
         if mine:
             by = decodes(whole, engine)
-            answered = sum(round(_requests(source, engine)) for source in by) if by else None
+            answered = sum(round(requests_of(source, engine)) for source in by) if by else None
             found.append(_engine_ledger(engine, mine, answered, firm=firm))
     mine = [s for s in whole if s.get("NIXL", "kv_rx_bytes") is not None or s.get("NIXL", "kv_tx_bytes") is not None]
     if mine:

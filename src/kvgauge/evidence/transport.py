@@ -79,7 +79,7 @@ def seen(logs: Sequence[LogFacts]) -> Seen:
         backends=tuple(name for name in named if name in ("UCX", "LIBFABRIC")),
         fabrics=tuple(fabrics),
         rails_opened=_largest(_facts(logs, "rails")),
-        rails_used=_largest(_facts(logs, "rails_used")),
+        rails_used=_largest(_used(logs)),
         gpudirect=tuple(dict.fromkeys(fact.value for fact in _facts(logs, "gpudirect"))),
         handshakes_nixl=sum(sighting.count for log in logs for sighting in log.of("handshake")),
         handshakes_efa=sum(sighting.count for log in logs for sighting in log.of("efa_handshake")),
@@ -209,7 +209,7 @@ def _fix(carriers: Sequence[tuple[Fact, Fabric | None]]) -> str | None:
 
 
 def _rails(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
-    used, opened = _facts(logs, "rails_used"), _facts(logs, "rails")
+    used, opened = _used(logs), _facts(logs, "rails")
     counts = sorted({int(fact.value) for fact in used if fact.value.isdecimal()})
     text = f"{all_seen.rails_opened} opened, " if all_seen.rails_opened is not None else ""
     text += f"{' or '.join(map(str, counts))} used by a buffer" if counts else "how many a buffer uses is not said"
@@ -224,12 +224,17 @@ def _rails(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
     return [_made("rails", "proved", text, shown)]
 
 
+def _used(logs: Sequence[LogFacts]) -> list[Fact]:
+    """By GPU memory; where none was registered, by the host's."""
+    return _facts(logs, "rails_used") or _facts(logs, "rails_used_by_host")
+
+
 def _gpudirect(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
     said = all_seen.gpudirect
     shown = next(iter(_facts(logs, "gpudirect")), None)
     if want.gpudirect is None:
-        text = "yes" if said == ("yes",) else "no: KV goes through host memory"
-        return [_made("GPUDirect", "proved", text, shown)] if len(said) == 1 else []
+        text = {"yes": "yes", "no": "no: KV goes through host memory"}.get("+".join(said), "of some rails only")
+        return [_made("GPUDirect", "proved" if len(said) == 1 else "unproved", text, shown)] if said else []
     wanted = "yes" if want.gpudirect else "no"
     if not said:
         return [_made("GPUDirect", "unproved", "no line says whether the provider offers FI_HMEM", None)]

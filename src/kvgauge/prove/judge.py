@@ -148,6 +148,7 @@ def _tokens(observed: Observed) -> list[Claim]:
         round(sum(source.get("vLLM", name) or 0.0 for source in by))
         for name in ("computed_tokens", "external_kv_tokens", "cached_tokens")
     )
+    answered = sum(round(sums.requests_of(source, "vLLM")) for source in by)
     shortest = min(observed.prompts, default=0)
     block = observed.geometry.block_tokens
     slack = sum(1 + length % block for length in observed.prompts)  # the last token, and an unfilled block
@@ -155,6 +156,9 @@ def _tokens(observed: Observed) -> list[Claim]:
     shown = f"vllm:prompt_tokens_by_source_total at {', '.join(source.source for source in by)}"
     if computed == 0 or computed <= slack < shortest:
         return [Claim(name="prompt tokens", verdict="proved", text=text, shown_by=shown)]
+    if answered != len(observed.prompts):
+        text += f" (of {answered} requests: others' or failed ones too)"
+        return [Claim(name="prompt tokens", verdict="unproved", text=text, shown_by=shown)]
     whole = (computed - slack) // max(1, shortest) if computed > slack else 0
     if whole >= 1:
         return [Claim(name="prompt tokens", verdict="contradicted", text=f"{text}: whole prompts", shown_by=shown,

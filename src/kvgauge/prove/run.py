@@ -8,6 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from kvgauge.scrape.source import FETCH_TIMEOUT_S, origin_metrics
 AFTER_S = 6.0  # kept for the scrapes and logs behind the requests
 SETTLE_S, SETTLE_STEP_S = 4.0, 0.4  # exporters lag: NIXL's by 0.1 s, an engine's by a step
 ANSWERS_SHARE = 0.25  # of the time, for greedy answers
-ANSWER_WORDS, ANSWER_TOKENS = 64, 24
+ANSWER_WORDS, ANSWER_TOKENS, ASK_S = 64, 24, 10.0
 CSV_HEAD = 200
 
 Series = dict[Key, float]
@@ -216,7 +217,7 @@ def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]
         if time.monotonic() > deadline:
             break
         prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS)} {number}. In other words:"
-        both = [(_ask(*route, prompt, troubles), _ask(*route, prompt, troubles)) for route in known]
+        both = [(_ask(*route, prompt, deadline, troubles), _ask(*route, prompt, deadline, troubles)) for route in known]
         got.append(Answered(url=both[0], reference=both[1] if len(both) > 1 else None))
     return answers_claim(got, troubles[0] if troubles else None)
 
@@ -234,11 +235,12 @@ class _Whole(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _ask(site: sites.Site, model: str, prompt: str, troubles: list[str]) -> str | None:
+def _ask(site: sites.Site, model: str, prompt: str, deadline: float, troubles: list[str]) -> str | None:
     """The answer; None, and why among the troubles, when there is none."""
     body = body_of(_text_cell(0), model=model, prompt=prompt, max_tokens=ANSWER_TOKENS)
+    left_s = max(1.0, min(ASK_S, deadline - time.monotonic()))
     try:
-        status, said = sites.ask(site, PATHS["completions"], body=body, timeout_s=10.0)
+        status, said = sites.ask(site, PATHS["completions"], body=body, timeout_s=left_s)
         if status == 200:
             return msgspec.json.decode(said, type=_Whole).choices[0].text
         troubles.append(f"{site.url}: HTTP {status}: {error_message(said)}")
@@ -254,19 +256,24 @@ def _scrape(task: Task) -> tuple[tuple[str, ...], dict[str, Series]]:
     """(why sources are silent, series by source). The server's own /metrics may be missing without a word."""
     own = origin_metrics(task.url)
     silent, found = [], {}
-    for url in dict.fromkeys((own, *task.workers)):
-        try:
-            tls = task.tls if url == own else None
-            status, body = sites.ask(sites.site_of(url, tls), "", timeout_s=FETCH_TIMEOUT_S)
-            why = None if status == 200 else f"HTTP {status}"
-        except (OSError, LoadError) as error:
-            body, why = b"", getattr(error, "strerror", None) or str(error)
-        values = parse(body).values if why is None else {}
+    urls = list(dict.fromkeys((own, *task.workers)))
+    with ThreadPoolExecutor(min(16, len(urls))) as pool:
+        answers = list(pool.map(lambda url: _fetch(url, task.tls if url == own else None), urls))
+    for url, (values, why) in zip(urls, answers, strict=True):
         if values:
             found[url] = values
         elif url in task.workers:
             silent.append(f"{url} gave no series: {why or 'not Prometheus text'}")
     return tuple(silent), found
+
+
+def _fetch(url: str, tls: Tls | None) -> tuple[Series, str | None]:
+    """Its series; or none, and why."""
+    try:
+        status, body = sites.ask(sites.site_of(url, tls), "", timeout_s=FETCH_TIMEOUT_S)
+    except (OSError, LoadError) as error:
+        return {}, getattr(error, "strerror", None) or str(error)
+    return (parse(body).values, None) if status == 200 else ({}, f"HTTP {status}")
 
 
 def _settled(task: Task, before: dict[str, Series]) -> tuple[Counted, ...]:
