@@ -20,7 +20,8 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("agent", re.compile(r"Initialized NIXL agent: (\S+)")),
     ("rails_used", re.compile(r"Registered memory on (\d+) rails, mem_type=1")),  # a GPU's
     ("rails_used_by_host", re.compile(r"Registered memory on (\d+) rails, mem_type=0")),
-    ("handshake", re.compile(r"Handshake stored: peer='([^']*)'")),
+    # one of the two for each peer: who hears of a peer by its handshake keeps that until the connection is made
+    ("handshake", re.compile(r"(?:Handshake stored: peer=|Applied buffered handshake from )'([^']*)'")),
     ("connected", re.compile(r"Connection state for agent (\S+) is now CONNECTED")),
     ("self_connection", re.compile(r"Created self-connection for agent: (\S+)")),
     ("runtime", re.compile(r"System runtime: (\w+) (?:for|\()")),
@@ -99,7 +100,7 @@ def unique(found: Iterable[Fact]) -> list[Fact]:
 
 
 def handshakes(log: str) -> int:
-    """Peers whose NIXL-level handshake was stored, counted once for each line."""
+    """Peers whose NIXL-level handshake was stored, at once or from a buffer, counted once for each line."""
     return sum(name == "handshake" for line in log.splitlines() for name, _ in read(line))
 
 
