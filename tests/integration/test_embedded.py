@@ -89,7 +89,7 @@ def test_libfabric_counts_its_handshakes_since_1_4_and_says_why_not_before(embed
     target, endpoint = embedded(make_test(backend="LIBFABRIC"), compute=0)
     post(endpoint, {"prompt": "Hello", "max_tokens": 1})
     moves(target, 1)
-    assert target.evidence().handshakes_nixl >= 1
+    assert target.evidence().handshakes_nixl == 2  # one on each side
     target, endpoint = embedded(make_test(backend="LIBFABRIC", build="1.2.0"), compute=0)
     post(endpoint, {"prompt": "Hello", "max_tokens": 1})
     count = target.evidence().handshakes_nixl

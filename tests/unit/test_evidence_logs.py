@@ -38,11 +38,13 @@ def count(found, name):
     [
         ("nixl-0.8.0-libfabric-tcp-info.log", None, "sockets", 0),
         ("nixl-0.10.1-libfabric-tcp-info.log", "0.10.1", "sockets", 0),
+        ("nixl-0.10.1-libfabric-tcp-debug.log", "0.10.1", "sockets", 0),
         ("nixl-1.0.1-libfabric-tcp-info.log", "1.0.1", "tcp", 0),
         ("nixl-1.2.0-libfabric-tcp-info.log", "1.2.0", "tcp", 0),
         ("nixl-1.2.0-libfabric-tcp-debug.log", "1.2.0", "tcp", 0),
         ("nixl-1.4.1-libfabric-tcp-info.log", "1.4.1", "tcp", 2),
         ("nixl-1.5.0-libfabric-tcp-info.log", "1.5.0", "tcp", 2),
+        ("nixl-1.5.0-libfabric-tcp-debug.log", "1.5.0", "tcp", 2),
         ("nixl-1.5.1-libfabric-tcp-info.log", "1.5.1", "tcp", 2),
     ],
 )

@@ -194,7 +194,7 @@ def test_the_page_leads_with_what_is_wrong_and_no_log_line_steers_a_terminal():
             skipped=1,
         ),
     )
-    proof = Proof(url="http://h", model="m", verdict="contradicted", headline="expected 1, moved 0", claims=claims,
+    proof = Proof(url="http://h", model="m", verdict="contradicted", headline="expected 1, moved 0 " * 12, claims=claims,
                   requests=10, failed=0, took_s=3.2)  # fmt: skip
     text = page.text(proof)
     assert text.index("CONTRADICTED") < text.index("good: fine") < text.index("open: who knows")

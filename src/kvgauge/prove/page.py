@@ -14,7 +14,7 @@ def text(proof: Proof) -> str:
     failed = f", {proof.failed} failed" if proof.failed else ""
     lines = [
         f"{proof.model} at {proof.url}: {proof.requests} requests answered{failed}, {proof.took_s:.0f} s",
-        proof.headline,
+        *textwrap.wrap(_clean(proof.headline), WIDTH),
         "",
     ]
     for verdict in ("contradicted", "proved", "unproved"):
