@@ -109,6 +109,26 @@ def test_lanes_that_leave_it_open_which_transport_carries_prove_nothing():
     assert "UCX_PROTO_INFO=y" in claim.fix
 
 
+def test_of_two_opened_backends_the_one_that_was_asked_for_is_looked_at():
+    both = scanned(UCX, LANE.format("rma_am(tcp/eth0)"), *EFA)
+    assert by_name(Want(backend="LIBFABRIC", fabric="efa"), both)["fabric"].verdict == "proved"
+    assert by_name(Want(backend="UCX", fabric="efa"), both)["fabric"].verdict == "contradicted"
+
+
+def test_lanes_to_other_nodes_outrank_those_within_one_and_tables_of_one_from_source():
+    """openucx/ucx: a worker talks to its neighbours too"""
+    near = "[1.0] [h:1:0]   | d intra-node cfg#2 | remote memory read by ucp_get*(multi) into host from host |"
+    row = "[1.0] [h:1:0]   | 0..inf | software emulation | tcp/lo |"
+    found = by_name(Want(fabric="ib"), scanned(UCX, near, row, LANE.format("rma(rc_mlx5/mlx5_0:1)")))
+    assert found["fabric"].verdict == "proved"
+    assert "remote memory" not in found
+
+
+def test_a_transport_beside_the_lane_that_is_the_one_asked_for_leaves_it_open_from_source():
+    found = by_name(Want(fabric="efa"), scanned(UCX, LANE.format("rma_am(tcp/eth0) am(srd/rdmap40s0:1)")))
+    assert found["fabric"].verdict == "unproved"
+
+
 def test_software_emulation_contradicts_a_fast_fabric_and_is_only_told_on_tcp():
     log = [read("nixl-1.4.1-ucx-proto.log")]
     assert by_name(Want(fabric="ib"), log)["remote memory"].verdict == "contradicted"

@@ -73,10 +73,11 @@ def fabric_of(carrier: str) -> Fabric | None:
 
 
 def seen(logs: Sequence[LogFacts]) -> Seen:
-    named = dict.fromkeys(fact.value for fact in _facts(logs, "engine_backend", "backend_instantiated"))
-    fabrics = dict.fromkeys(fabric for fact in _carriers(logs) if (fabric := fabric_of(_carrier(fact))) is not None)
+    named = _named(logs)
+    carriers = [fabric_of(_carrier(fact)) for fact in _carriers(logs, _only(named))]
+    fabrics = dict.fromkeys(fabric for fabric in carriers if fabric is not None)
     return Seen(
-        backends=tuple(name for name in named if name in ("UCX", "LIBFABRIC")),
+        backends=named,
         fabrics=tuple(fabrics),
         rails_opened=_largest(_facts(logs, "rails")),
         rails_used=_largest(_used(logs)),
@@ -96,7 +97,7 @@ def claims(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
     found = [
         *_simulated(logs, all_seen),
         *_backend(want, logs, all_seen),
-        *_fabric(want, logs),
+        *_fabric(want, logs, want.backend or _only(all_seen.backends)),
         *_rails(want, logs, all_seen),
         *_gpudirect(want, logs, all_seen),
         *_handshakes(logs, all_seen),
@@ -117,18 +118,32 @@ def _largest(facts: Iterable[Fact]) -> int | None:
     return max((int(fact.value) for fact in facts if fact.value.isdecimal() and len(fact.value) < 7), default=None)
 
 
-def _carriers(logs: Sequence[LogFacts]) -> list[Fact]:
-    """What carried remote memory access, the best witness of each log: protocol tables, else lanes between nodes, else
-    within one; libfabric's provider beside them."""
+_WITNESSES = ("protocol_inter-node", "lane_inter-node", "protocol_intra-node", "lane_intra-node")
+
+
+def _carriers(logs: Sequence[LogFacts], backend: str | None) -> list[Fact]:
+    """What carried remote memory access, by the best witness of each log: to other nodes before within one, protocol
+    tables before lanes; libfabric's provider. Of one backend's alone, where it is known which one it was."""
     found = []
     for log in logs:
         facts = log.facts
-        for name in ("protocol", "lane_inter-node", "lane_intra-node"):
+        for name in _WITNESSES if backend != "LIBFABRIC" else ():
             if mine := [fact for fact in facts if fact.name == name]:
                 found += [fact for fact in mine if "..inf: " in fact.value] or mine
                 break
-        found += [fact for fact in facts if fact.name == "provider"]
+        if backend != "UCX":
+            found += [fact for fact in facts if fact.name == "provider"]
     return found
+
+
+def _named(logs: Sequence[LogFacts]) -> tuple[str, ...]:
+    """The backends that were opened."""
+    named = dict.fromkeys(fact.value for fact in _facts(logs, "engine_backend", "backend_instantiated"))
+    return tuple(name for name in named if name in ("UCX", "LIBFABRIC"))
+
+
+def _only(names: tuple[str, ...]) -> str | None:
+    return names[0] if len(names) == 1 else None
 
 
 def _carrier(fact: Fact) -> str:
@@ -170,11 +185,12 @@ def _backend(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim
     return [_made("backend", "proved", f"{want.backend}, and no other, was opened", first)]
 
 
-def _fabric(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
-    carriers = [(fact, fabric_of(_carrier(fact))) for fact in _carriers(logs)]
+def _fabric(want: Want, logs: Sequence[LogFacts], backend: str | None) -> list[Claim]:
+    carriers = [(fact, fabric_of(_carrier(fact))) for fact in _carriers(logs, backend)]
     known = [(fact, fabric) for fact, fabric in carriers if fabric is not None]
-    emulated = _facts(logs, "emulated")
-    beside = [fact for fact in _facts(logs, "lane_beside") if not _facts(logs, "protocol")]
+    emulated = [fact for fact, _ in carriers if "software emulation" in fact.value]
+    by_lanes = any(fact.name.startswith("lane") for fact, _ in known)
+    beside = _facts(logs, "lane_beside") if by_lanes else []
     if not known:
         text = "no line names a provider or a lane to another process"
         return [_made("fabric", "unproved", text, None, LEVELS)]
@@ -186,16 +202,14 @@ def _fabric(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
         claim = _made("fabric", "contradicted", text, wrong[0][0], _fix(wrong))
     else:
         claim = _made("fabric", "proved", f"{want.fabric}: {named}", known[0][0])
-    if beside and claim.verdict == "proved":
+    if beside and (claim.verdict == "proved" or want.fabric in [fabric_of(fact.value) for fact in beside]):
         others = ", ".join(dict.fromkeys(fact.value for fact in beside[:8]))
         text = f"{claim.text}, or over {others}: UCX opened these too"
         claim = _made("fabric", "unproved", text, beside[0], "UCX_PROTO_INFO=y at the workers says which one carries")
-    if emulated and want.fabric not in (None, "tcp"):
-        return [claim, _made("remote memory", "contradicted", emulated[0].value, emulated[0], FIXES["emulated"])]
-    return [
-        claim,
-        *([_made("remote memory", "proved", emulated[0].value, emulated[0], FIXES["emulated"])] if emulated else []),
-    ]
+    if not emulated:
+        return [claim]
+    verdict: Verdict = "proved" if want.fabric in (None, "tcp") else "contradicted"
+    return [claim, _made("remote memory", verdict, emulated[0].value, emulated[0], FIXES["emulated"])]
 
 
 def _fix(carriers: Sequence[tuple[Fact, Fabric | None]]) -> str | None:
