@@ -25,7 +25,7 @@ def test_one_skipped_transfer_in_a_thousand_is_found_and_none_is_invented(embedd
     assert "expected 1.75 MiB a request, moved 1.75 MiB a request, all 100 requests over UCX/tcp" in page
     target.phases()
 
-    assert prove(endpoint.url, target, "--requests", str(EVERY), "--answers", "0") == 1
+    assert prove(endpoint.url, target, "--requests", str(EVERY), "--answers", "0", "--seconds", "300") == 1
     page = capsys.readouterr().out
     assert f"1 of {EVERY} requests moved no KV" in page
     assert f"verdict: contradicted (1 of {EVERY} requests moved no KV)" in page
