@@ -175,7 +175,7 @@ def _backend(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim
     if want.backend is None:
         return [_made("backend", "proved" if len(named) == 1 else "unproved", f"{' and '.join(named)} opened", first)]
     if want.backend not in named:
-        fix = "set the framework's own switch (docs/prove.md)"
+        fix = "set the framework's own variable: `kvgauge switch` says which"
         return [
             _made("backend", "contradicted", f"{want.backend} was expected, {' and '.join(named)} opened", first, fix)
         ]
