@@ -24,7 +24,7 @@ from kvgauge.load import site as sites
 from kvgauge.load.answers import UNREADABLE, error_message
 from kvgauge.load.drive import PATHS, Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
-from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, body_of, sample_text
+from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, body_of, sample_text, words
 from kvgauge.load.tls import Tls
 from kvgauge.models import MODELS, copies, kv_bytes_per_token
 from kvgauge.plan.records import Cell
@@ -216,7 +216,7 @@ def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]
     for number in range(task.answers):
         if time.monotonic() > deadline:
             break
-        prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS)} {number}. In other words:"
+        prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS, words())} {number}. In other words:"
         both = [(_ask(*route, prompt, deadline, troubles), _ask(*route, prompt, deadline, troubles)) for route in known]
         got.append(Answered(url=both[0], reference=both[1] if len(both) > 1 else None))
     return answers_claim(got, troubles[0] if troubles else None)
