@@ -29,6 +29,7 @@ ORDER = (
     ("stats",),
     ("compare",),
     ("report",),
+    ("query", "peers"),
     ("conduct", "resume"),
     ("cli", "__main__"),
 )
@@ -42,6 +43,7 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "doctor.judge_variables",
         "evidence.libfabric", "evidence.engines", "evidence.trtllm", "evidence.counters",
         "evidence.sums", "evidence.transport", "evidence.nvml", "prove.answers", "prove.judge", "prove.page",
+        "query.views", "peers.aiperf", "peers.vllm", "peers.nixlbench", "peers.records",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
@@ -132,7 +134,7 @@ def test_help_imports_nothing_heavy(argument):
     code = (
         "import sys\nfrom kvgauge.cli.main import main\n"
         f"try:\n    main([{argument!r}])\nexcept SystemExit:\n    pass\n"
-        "print(*sorted(set(sys.modules) & {'numpy', 'scipy', 'pyarrow', 'rich', 'zmq', 'yaml', 'msgspec'}))"
+        "print(*sorted(set(sys.modules) & {'numpy', 'scipy', 'pyarrow', 'rich', 'zmq', 'yaml', 'msgspec', 'duckdb'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""

@@ -14,7 +14,9 @@ from kvgauge import __version__
 from kvgauge.cli.pages import silence
 from kvgauge.failures import KvgaugeError
 
-COMMANDS = ("run", "load", "prove", "plan", "serve", "report", "compare", "builds", "doctor", "switch")
+COMMANDS = (
+    "run", "load", "prove", "plan", "serve", "report", "compare", "query", "imports", "builds", "doctor", "switch",
+)  # fmt: skip
 EXIT_INTERRUPTED = 130
 
 EPILOG = (

@@ -40,6 +40,8 @@ MUST_AGREE = (
 RUN_LEVEL: dict[str, Better] = {  # beside the metrics a plan can decide by
     "connection_ms_max": "lower",
     "connection_ms_mean": "lower",
+    **dict.fromkeys(("bandwidth_gb_s", "bandwidth_aggregate_gb_s"), "higher"),  # of transfers by themselves: nixlbench
+    **dict.fromkeys(("descriptor_us_mean", "prep_us_mean", "post_us_mean", "wait_us_mean"), "lower"),
 }
 
 

@@ -33,6 +33,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     cells    the plan's cells, by name, as results.json has them
     machine  what is known of where it ran
     primary  cell and metric its plan declared before anything ran; None: none
+    limits   of imported results: what they lack
     """
 
     label: str
@@ -42,6 +43,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     machine: Mapping[str, Any]
     primary: Key | None
     rehearsal: bool = False
+    limits: tuple[str, ...] = ()
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +252,14 @@ def _remarks(
     for names, side in zip(alone, (before, after), strict=True):
         if names:
             said.append(f"only {side.label} has {', '.join(names)}")
-    return said + _throttled(before, after)
+    return said + _limits(before, after) + _throttled(before, after)
+
+
+def _limits(before: Side, after: Side) -> list[str]:
+    """What results that another tool measured cannot tell."""
+    sides = (before, after)
+    told = {limit: [side.label for side in sides if limit in side.limits] for side in sides for limit in side.limits}
+    return [f"imported ({'both sides' if len(of) == 2 else of[0]}): {limit}" for limit, of in told.items()]
 
 
 def _throttled(before: Side, after: Side) -> "list[str]":

@@ -40,6 +40,7 @@ def side_of(results: Results, source: str, name: str, *, label: str | None = Non
         machine=results.machine,
         primary=primary_of(results),
         rehearsal=results.rehearsal,
+        limits=rows.limits_of(by_name[name]),
     )
 
 

@@ -44,6 +44,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks  cells: what does not make it wrong, but must be known to read it
     server   cells: what the server's own /metrics counted there; None when nothing was scraped
     load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
+    limits   run-level entries of imported results: what the other tool's files lack
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     load_workers: int = 1
     load_workers_why: str | None = None
     remarks: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

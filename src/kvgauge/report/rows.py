@@ -102,6 +102,11 @@ def proved_texts(test: TestResult) -> dict[str, str]:
     return {name: " | ".join(values) for name, values in found.items()}
 
 
+def limits_of(test: TestResult) -> tuple[str, ...]:
+    """What imported results lack; empty where kvgauge measured."""
+    return tuple(dict.fromkeys(limit for run in runs_in(test, None) for limit in run.limits))
+
+
 def not_valid(test: TestResult) -> list[tuple[str, str, tuple[str, ...]]]:
     """(where, state, reasons) of runs that do not count, pending ones aside.
 

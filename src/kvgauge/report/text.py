@@ -13,6 +13,7 @@ from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.parts import part_lines, remark_lines
 from kvgauge.report.results import Results, RunResult, TestResult
 from kvgauge.report.server import server_line
+from kvgauge.report.transfers import moves_only, transfers_table
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
 
@@ -90,8 +91,9 @@ def section_of(results: Results, test: TestResult) -> "Iterator[RenderableType]"
     yield from _rehearsal(results)
     yield Text("")
     if test.backend == UNOBSERVED:
-        yield from load_tables(test, notes)
-        yield from (Text(line) for line in _outside(test, notes))
+        yield from transfers_table(test, notes) if moves_only(test) else load_tables(test, notes)
+        limits = [f"limit: {limit}" for limit in rows.limits_of(test)]
+        yield from (Text(plain(line)) for line in (limits or _outside(test, notes)))
     else:
         yield _cells_table(test, notes)
         yield Text("")

@@ -14,7 +14,7 @@ StampSource = Literal[
 ]  # by us right after the read, by the kernel on arrival, or some of each
 
 
-TokensSource = Literal["usage", "tokenizer", "events"]
+TokensSource = Literal["usage", "tokenizer", "events", "tool"]
 
 
 class Phases(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +51,13 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_ns the answer's first byte, its head included
     session, turn of a conversation: its number in the cell, and which of its requests this is, from 1 on
     tokens_out    by `tokens_source`: the server's usage; where it sent none, what a tokenizer made of the answer's
-                  text after the run; else the content events that came. tokens_in: likewise, in the first two cases
+                  text after the run; else the content events that came ("tool": an imported result, as the other tool
+                  counted). tokens_in: likewise, in the first two cases
     tokenizer     which one counted; tokenizer_stands_in: it is another model's, so that this is an estimate
     failure       None, or a kind: unsent, connect, tls, status, no_first_token, stall, truncated, error_event,
-                  malformed, timeout, interrupted; `detail` says what was seen. unsent: it was due, but too many
-                  others waited, or it did too long after the load's end: its slot and sent_ns mean nothing
+                  malformed, timeout, interrupted, reported (another tool says so); `detail` says what was seen. unsent:
+                  it was due, but too many others waited, or it did too long after the load's end: its slot and sent_ns
+                  mean nothing
     """
 
     seq: int

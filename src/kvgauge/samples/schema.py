@@ -110,6 +110,11 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, bool], ...]] = {
 }
 
 
+def columns_of(kind: Kind) -> tuple[str, ...]:
+    """The names of its columns, in order."""
+    return tuple(name for name, _, _ in _COLUMNS[kind])
+
+
 def schema_of(kind: Kind) -> "pa.Schema":
     """The Arrow schema of one file, its version in the metadata."""
     import pyarrow as pa
