@@ -27,6 +27,7 @@ ORDER = (
     ("stats",),
     ("compare",),
     ("report",),
+    ("xfer",),
     ("conduct", "resume"),
     ("cli", "__main__"),
 )

@@ -14,7 +14,7 @@ from kvgauge import __version__
 from kvgauge.cli.pages import silence
 from kvgauge.failures import KvgaugeError
 
-COMMANDS = ("run", "load", "plan", "serve", "report", "compare", "builds", "doctor", "switch")
+COMMANDS = ("run", "load", "plan", "serve", "report", "compare", "builds", "doctor", "switch", "xfer")
 EXIT_INTERRUPTED = 130
 
 EPILOG = (
