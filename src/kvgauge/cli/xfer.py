@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kvgauge.xfer.places import Here
     from kvgauge.xfer.remote import There
 
-EXIT_FAILED = 3
+EXIT_FAILED, EXIT_INTERRUPTED = 3, 130
 LISTEN_PORT = 18515
 
 
@@ -181,7 +181,7 @@ def _measure(args: argparse.Namespace) -> int:
     from kvgauge.report.text import page
     from kvgauge.xfer.asked import needed_bytes, workloads_of
     from kvgauge.xfer.files import Folder, write
-    from kvgauge.xfer.measure import Pace
+    from kvgauge.xfer.measure import Measured, Pace
     from kvgauge.xfer.places import Crew
     from kvgauge.xfer.results import document
     from kvgauge.xfer.rounds import Setting, conduct, results_of
@@ -217,18 +217,25 @@ def _measure(args: argparse.Namespace) -> int:
     if there is None and len(args.device) == 2 and args.memory == "vram":
         second, _ = _here(args, build, own, args.device[1])
         targets = second  # type: ignore[assignment]
+    found: list[Measured] = []
+    interrupted = False
     try:
         folder = Folder(args.out)
         notes += _notes(args, there, len(os.sched_getaffinity(0)), works)
         for note in notes:
             _say(f"note: {note}")
-        found = conduct(setting, Crew(here, targets or here), folder, _say)
+        conduct(setting, Crew(here, targets or here), folder, _say, found)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        interrupted = True
+        _say("interrupted: what follows is what was found until then")
     finally:
         for place in (here, second, there):
             if place is not None:
                 place.close()
     rows, ratios = results_of(found, setting, build.release)
-    tools = beside(works, setting.backends) if there is None else []
+    tools = beside(works, setting.backends) if there is None and not interrupted else []
     text = document(rows, ratios, tools, setting=setting, build=build, args=_kept(args), notes=notes)
     folder.write_results(text)
     if args.json is not None and str(args.json) == "-":
@@ -240,6 +247,8 @@ def _measure(args: argparse.Namespace) -> int:
         if args.json is not None:
             write(args.json, text)
         print(f"results: {folder.path}")
+    if interrupted:
+        return EXIT_INTERRUPTED
     whole = all(row.valid and not row.failures for row in rows)
     return 0 if whole and rows else EXIT_FAILED
 

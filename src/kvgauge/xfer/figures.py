@@ -15,7 +15,6 @@ from kvgauge.evidence.facts import Missing
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 from kvgauge.stats.means import mean_estimate
 from kvgauge.stats.quantiles import nearest_rank
-from kvgauge.xfer.limits import COPY_BYTES_MAX
 from kvgauge.xfer.loop import COLUMNS, Table
 from kvgauge.xfer.measure import Measured
 from kvgauge.xfer.messages import Connected, Limited
@@ -362,8 +361,3 @@ def paired_ratio(pairs: Sequence[tuple[float, float]]) -> Estimate:
     if logs.low is None or logs.high is None:
         return bare(exp(logs.point), "x", logs.n, logs.reason or "no interval")
     return Estimate(point=exp(logs.point), low=exp(logs.low), high=exp(logs.high), n=logs.n, unit="x")
-
-
-def copy_is_cut(work: Workload) -> bool:
-    """The copy beside it moves less than one transfer: it would take as much memory again otherwise."""
-    return work.transfer_bytes > COPY_BYTES_MAX

@@ -13,7 +13,7 @@ from kvgauge.xfer.workload import WORD_BYTES, Int32, Int64, Side, UInt64, Worklo
 
 CHUNK_WORDS = 1 << 18  # 2 MiB: stays in a cache, bounds what a check takes beside the pool
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-_STEP_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
+_STEP_INVERSE = pow(0x9E3779B97F4A7C15, -1, 1 << 64)
 _RAMP = np.arange(CHUNK_WORDS, dtype=np.uint64) * _STEP
 
 
@@ -112,8 +112,8 @@ def _kind(got: UInt64, from_row: int, to_row: int, expect: Expect) -> str:
         return "stale"
     if np.array_equal(got, index + _word(expect.blank, to_row * words)):
         return "untouched"
-    place = int((got[0] - np.uint64(expect.now)) * _STEP_INVERSE)
-    pool_words = expect.work.slots * expect.work.slot_blocks * words * max(expect.source_group + 1, 64)
+    place = (int(got[0]) - expect.now) * _STEP_INVERSE % (1 << 64)  # where in the source pool its first word is from
+    pool_words = max(expect.work.pool_words_initiator, expect.work.pool_words_target)
     if place < pool_words and np.array_equal(got, index + _word(expect.now, place)):
         return "misplaced"
     return "content"

@@ -166,7 +166,8 @@ class Crew:
         self._initiators, self._targets = initiators, targets
         self._where: dict[str, Place] = {}
         self._steps: dict[str, str] = {}
-        self._early: list[tuple[str, FromWorker]] = []
+        self._early: list[tuple[str, FromWorker]] = []  # said before it was waited for
+        self._silent = False  # nothing came when they were last listened to
         self.names: dict[Side, list[str]] = {"initiator": [], "target": []}
 
     def start(self, initiators: Job, targets: Job) -> None:
@@ -190,7 +191,7 @@ class Crew:
                 found[heard[0]] = heard[1]
                 continue
             for place in self.places:
-                if (how := place.trouble()) is not None and not self._early:
+                if self._silent and (how := place.trouble()) is not None:
                     self._last_words()
                     raise TargetError(f"{how} (it was {self._steps.get(how.split(' ', 1)[0], 'starting')})")
             if time.monotonic() > until:
@@ -204,10 +205,12 @@ class Crew:
             if isinstance(message, kind) and name in names and name not in found:
                 del self._early[number]
                 return name, message
+        self._silent = True
         for place in self.places:
             heard = place.hear(0.05 / len(self.places))
             if heard is None:
                 continue
+            self._silent = False
             name, message = heard
             if isinstance(message, Failed):
                 raise TargetError(f"{name}, {self._steps.get(name, 'starting')}: {message.reason}")

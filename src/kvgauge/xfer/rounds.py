@@ -29,9 +29,13 @@ class Setting:
     threads: int = 0
 
 
-def conduct(setting: Setting, crew: Crew, folder: Folder | None, say: Callable[[str], None]) -> list[Measured]:
-    """Everything that was found, failures included. raises SamplesError when the disk takes no more"""
-    found: list[Measured] = []
+def conduct(
+    setting: Setting, crew: Crew, folder: Folder | None, say: Callable[[str], None], found: list[Measured]
+) -> None:
+    """Put everything into `found` as it is known, failures included: an interrupted run keeps what it has.
+
+    raises SamplesError when the disk takes no more
+    """
     failed: dict[tuple[str, str], int] = {}
     cores = len(os.sched_getaffinity(0))
     for number in range(1, setting.rounds + 1):
@@ -58,7 +62,6 @@ def conduct(setting: Setting, crew: Crew, folder: Folder | None, say: Callable[[
                     failed[work.name, backend] = failed.get((work.name, backend), 0) + 1
                     say(f"FAILED: {work.name}, {backend}, round {number}: {one.failure}")
                 one.records = []  # on disk, or not wanted
-    return found
 
 
 def results_of(
