@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -12,8 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kvgauge import backends
+from kvgauge.builds.install import install
 from kvgauge.target.interfaces import first_outward
 from kvgauge.target.namespaces import SEARCHED
+from kvgauge.xfer.measure import Pace, measure
+from kvgauge.xfer.places import Crew, Here
+from kvgauge.xfer.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 CANNOT = 77
@@ -50,6 +57,33 @@ def test_a_models_paged_kv_arrives_whole_and_every_figure_is_there(tmp_path, bac
     assert sum(table["measured"]) == 4
     assert (np.array(table["done_ns"]) > np.array(table["posted_ns"])).all()
     assert (tmp_path / "out" / "results.json").read_text() == (tmp_path / "r.json").read_text()
+
+
+def test_a_worker_that_is_killed_ends_its_row_with_a_reason_and_the_next_row_is_measured():
+    build = install("1.5.0")
+    here = Here(build, {"UCX": backends.worker_environment("UCX", "tcp", None, build.release)})
+    crew = Crew(here, here)
+    work = Workload(name="w", blocks=4, block_bytes=4096)
+
+    def killer():
+        while "target-0" not in here._workers or not crew._steps.get("initiator-0", "").startswith("batch"):
+            time.sleep(0.01)
+        here._workers["target-0"].kill()
+
+    def go(seconds):
+        pace = Pace(transfers=10**6 if seconds > 1 else 5, seconds=seconds, timeout_s=5)
+        return measure(crew, 1, "UCX", work, pace, progress_thread=False, threads=0, cores=2)
+
+    try:
+        thread = threading.Thread(target=killer)
+        thread.start()
+        broken = go(20)
+        thread.join()
+        assert "target-0 was killed by signal 9" in broken.failure or "NIXL reports ERR" in broken.failure
+        after = go(0.2)
+        assert (after.failure, after.blocks_wrong) == (None, 0)
+    finally:
+        here.close()
 
 
 def skip(reason):

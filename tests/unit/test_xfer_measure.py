@@ -7,10 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from fake_cuda import FakeCuda
 from kvgauge.builds.records import Build
 from kvgauge.failures import TransferError
 from kvgauge.xfer import measure as measuring
 from kvgauge.xfer import worker as working
+from kvgauge.xfer.cuda import Device
 from kvgauge.xfer.figures import row_of
 from kvgauge.xfer.measure import ORDER, Pace, measure
 from kvgauge.xfer.messages import Failed, WorkerSpec
@@ -124,6 +126,37 @@ def test_every_shape_of_row_is_measured_and_every_byte_of_it_is_right(conducted,
     row = row_of([found], (1, 5, 0))
     assert row.valid
     assert row.integrity.right
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+@pytest.mark.parametrize("changes", [{}, {"threads": 2, "depth": 2}])
+def test_gpu_memory_goes_the_same_way(conducted, monkeypatch, nixl_class, operation, changes):
+    cuda, kinds = FakeCuda(), []
+    monkeypatch.setattr(working, "Device", lambda number: Device(number, lambda _name: cuda))
+    nixl = nixl_class(pending=1)
+    plain = nixl.nixl_agent.register_memory
+
+    def register(self, regions, kind):
+        kinds.append((kind, regions[0][2]))
+        return plain(self, regions, kind)
+
+    nixl.nixl_agent.register_memory = register
+    found = conducted(msgspec.structs.replace(WORK, operation=operation, memory="VRAM", **changes), nixl)
+    assert (found.failure, found.again_failure, found.blocks_wrong, found.outside) == (None, None, 0, 0)
+    assert set(kinds) == {("VRAM", 0)}
+    assert found.gpu == "Fake H100 (10), driver for CUDA 13.2"
+    assert found.copy.size_bytes > 0
+    assert "cuMemcpyDtoD_v2" in cuda.calls
+
+
+def test_a_gpu_that_is_not_there_is_a_failure_of_the_row_with_what_to_do(conducted, monkeypatch):
+    def missing(_name):
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(working, "Device", lambda number: Device(number, missing))
+    found = conducted(msgspec.structs.replace(WORK, memory="VRAM"))
+    assert "needs an NVIDIA GPU" in found.failure
+    assert "--memory dram" in found.failure
 
 
 def test_records_say_round_batch_and_whether_they_count(conducted):

@@ -179,6 +179,7 @@ def _measure(args: argparse.Namespace) -> int:
     from kvgauge.evidence.machine import read_available_memory
     from kvgauge.failures import UsageError
     from kvgauge.report.text import page
+    from kvgauge.xfer import cuda
     from kvgauge.xfer.asked import needed_bytes, workloads_of
     from kvgauge.xfer.files import Folder, write
     from kvgauge.xfer.measure import Measured, Pace
@@ -189,6 +190,8 @@ def _measure(args: argparse.Namespace) -> int:
     from kvgauge.xfer.tools import beside
 
     works = workloads_of(_asked(args))
+    if args.memory == "vram":
+        cuda.require()
     needed, free = needed_bytes(works, both_sides=args.connect is None), read_available_memory()
     if needed > free:
         raise UsageError(f"needed are {needed >> 20:,} MiB of memory and {free >> 20:,} MiB are available: take fewer "

@@ -27,11 +27,13 @@ RAIL_GIVE_UP_NS = 30_000_000_000
 class Agent:
     """An agent with one backend. Without its progress thread the owner must call `poll` often, on both sides."""
 
-    def __init__(self, api: Any, name: str, backend: str, *, progress_thread: bool, threads: int = 0) -> None:
+    def __init__(
+        self, api: Any, name: str, backend: str, *, progress_thread: bool, threads: int = 0, telemetry: bool = True
+    ) -> None:
         """threads  of the backend's own, where it has such (NIXL's num_threads); 0: none"""
         wanted = {
             "enable_prog_thread": progress_thread,
-            "capture_telemetry": True,
+            "capture_telemetry": telemetry,
             "backends": [backend],
         } | ({"num_threads": threads} if threads else {})
         known = inspect.signature(api.nixl_agent_config.__init__).parameters

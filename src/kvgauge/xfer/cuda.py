@@ -4,7 +4,8 @@ Names and numbers: NVIDIA, CUDA Driver API reference, versions 11 to 13 (the _v2
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kvgauge.failures import TransferError
@@ -42,6 +43,28 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def require(load: Callable[[str], Any] = ctypes.CDLL) -> Any:
+    """The driver's library. raises TransferError where there is none"""
+    try:
+        return load(LIBRARY)
+    except OSError as error:
+        raise TransferError(
+            f"memory VRAM needs an NVIDIA GPU and its driver, and {LIBRARY} does not load here ({error}); "
+            "use --memory dram, or run on a machine with a GPU"
+        ) from None
+
+
+def load_runtime(preload: Sequence[str]) -> None:
+    """Open the CUDA runtime for all: UCX's hooks for GPU memory link to it, and the wheel of NIXL does not bring it.
+
+    preload  files of the build, of which the runtime is one; without it UCX still asks the driver for each address
+    """
+    for path in preload:
+        if "libcudart.so" in path:
+            with suppress(OSError):
+                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
 class Device:
     """One GPU, with its primary context, which NIXL's transports use too.
 
@@ -51,13 +74,7 @@ class Device:
 
     def __init__(self, number: int, load: Callable[[str], Any] = ctypes.CDLL) -> None:
         self.number = number
-        try:
-            self._cuda = load(LIBRARY)
-        except OSError as error:
-            raise TransferError(
-                f"memory VRAM needs an NVIDIA GPU and its driver, and {LIBRARY} does not load here ({error}); "
-                "use --memory dram, or run on a machine with a GPU"
-            ) from None
+        self._cuda = require(load)
         self._call("cuInit", 0)
         count = ctypes.c_int(0)
         self._call("cuDeviceGetCount", ctypes.byref(count))

@@ -21,7 +21,7 @@ from kvgauge.kv import libraries
 from kvgauge.kv.agent import Agent
 from kvgauge.serve.messages import PARENT_VARIABLE
 from kvgauge.xfer import image, limits, loop
-from kvgauge.xfer.cuda import Device
+from kvgauge.xfer.cuda import Device, load_runtime
 from kvgauge.xfer.memory import Pool, make_pool
 from kvgauge.xfer.messages import (
     MESSAGE_BYTES_MAX,
@@ -101,6 +101,7 @@ class Worker:
         if work.memory == "VRAM":
             self.say(Step(f"opening GPU {spec.device}"))
             self._gpu = Device(spec.device)  # before NIXL: a stand-in for the driver's library must not take its name
+            load_runtime(spec.build.preload)
         self.say(Step("loading NIXL"))
         began = time.monotonic_ns()
         self._api = libraries.load(spec.build, spec.backend)
@@ -134,7 +135,12 @@ class Worker:
             self.say(Step(f"starting {name}{suffix} with {spec.backend}"))
             began = time.monotonic_ns()
             agent = Agent(
-                self._api, name + suffix, spec.backend, progress_thread=spec.progress_thread, threads=spec.threads
+                self._api,
+                name + suffix,
+                spec.backend,
+                progress_thread=spec.progress_thread,
+                threads=spec.threads,
+                telemetry=bool(suffix),  # it costs time in every transfer: the agents that are timed do without
             )
             started = time.monotonic_ns()
             self.say(Step(f"registering {pool.size_bytes >> 20:,} MiB of {work.memory} with {spec.backend}"))
