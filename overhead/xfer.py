@@ -6,8 +6,8 @@ The bare loop is this file's own `--side`: two processes, NIXL's Python API and 
 message between transfers, no clock between two looks: make_prepped_xfer, transfer, check_xfer_state until it is no
 longer PROC. Both move the same blocks between the same number of slots. In each round both run, the first one changing;
 the ratio is of the round's medians, its interval over rounds (t, on the logarithm). The target: an interval that
-reaches 1.02 or less. The quickest transfers stand beside it: on a machine that does other things too, they are what is left
-of a quiet one.
+reaches 1.02 or less. The quickest transfers stand beside it: on a machine that does other things too, they are what is
+left of a quiet one.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def host(monkeypatch):
     monkeypatch.setattr(remote, "ANSWER_S", 1.0)
     context = zmq.Context()
     place, ended = Place(), []
-    socket = server_socket(context, TOKEN, "127.0.0.1", free_port())
+    socket = server_socket(context, TOKEN, "127.0.0.1", 0)
     port = int(socket.getsockopt(zmq.LAST_ENDPOINT).rsplit(b":", 1)[1])
     listener = Listener(socket, place, "lo", lambda: 1 << 20)
 
@@ -78,14 +78,6 @@ def host(monkeypatch):
     assert place.killed == 1  # whatever happened, no worker is left
     socket.close(linger=0)
     context.destroy(linger=0)
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def hear(there, wait_s=5.0):

@@ -59,12 +59,13 @@ class Threads(Here):
         return self.ended
 
     def end(self):
-        for side in ("initiator", "target"):
-            for index in range(4):
-                self.say(f"{side}-{index}", working.Bye())
-        for thread in self.running:
-            thread.join(5)
-            assert not thread.is_alive()
+        until = time.monotonic() + 20
+        while any(thread.is_alive() for thread in self.running) and time.monotonic() < until:
+            for side in ("initiator", "target"):  # again: one that had not connected yet was not told
+                for index in range(4):
+                    self.say(f"{side}-{index}", working.Bye())
+            self.running[0].join(0.02)
+        assert not any(thread.is_alive() for thread in self.running)
         self.running = []
         return {"initiator-0": "a line\n"}
 
@@ -147,6 +148,16 @@ def test_gpu_memory_goes_the_same_way(conducted, monkeypatch, nixl_class, operat
     assert found.gpu == "Fake H100 (10), driver for CUDA 13.2"
     assert found.copy.size_bytes > 0
     assert "cuMemcpyDtoD_v2" in cuda.calls
+
+
+def test_a_transport_that_cannot_reach_gpu_memory_says_what_it_needs(conducted, monkeypatch, nixl_class):
+    def fails(_agent, asked):
+        if asked == "register":
+            raise RuntimeError("NIXL_ERR_NOT_FOUND")
+
+    monkeypatch.setattr(working, "Device", lambda number: Device(number, lambda _name: FakeCuda()))
+    found = conducted(msgspec.structs.replace(WORK, memory="VRAM"), nixl_class(fails=fails))
+    assert "NIXL_ERR_NOT_FOUND; does this transport reach GPU memory?" in found.failure
 
 
 def test_a_gpu_that_is_not_there_is_a_failure_of_the_row_with_what_to_do(conducted, monkeypatch):

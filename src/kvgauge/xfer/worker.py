@@ -55,6 +55,10 @@ from kvgauge.xfer.workload import WORD_BYTES, descriptors, pair, rows
 
 PR_SET_PDEATHSIG = 1
 LOOK_NS = 500_000  # a polling target looks for messages this often: each look takes as long as a poll
+GPU_HINT = (
+    "; does this transport reach GPU memory? libfabric needs a provider with FI_HMEM (efa has it, tcp has not), "
+    "UCX needs its CUDA transports (--fabric cuda, or any)"
+)
 REST_MS = 1  # an initiator between batches leaves the cores to the others
 
 
@@ -145,7 +149,10 @@ class Worker:
             started = time.monotonic_ns()
             self.say(Step(f"registering {pool.size_bytes >> 20:,} MiB of {work.memory} with {spec.backend}"))
             before = time.monotonic_ns()
-            agent.register(pool.address, pool.size_bytes, work.memory, pool.device)
+            try:
+                agent.register(pool.address, pool.size_bytes, work.memory, pool.device)
+            except TransferError as error:
+                raise TransferError(f"{error}{GPU_HINT if work.memory == 'VRAM' else ''}") from error
             register_ns.append(time.monotonic_ns() - before)
             agent_ns.append(started - began)
             self._agents.append(agent)
