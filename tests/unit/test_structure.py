@@ -43,7 +43,7 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary",
         "xfer.workload", "xfer.image", "xfer.fabric", "xfer.asked", "xfer.figures")  # fmt: skip
 XFER_WORKER = tuple(f"xfer.{name}" for name in
-                    ("worker", "loop", "image", "workload", "cuda", "memory", "limits", "messages"))  # fmt: skip
+                    ("worker", "loop", "image", "workload", "cuda", "memory", "limits", "messages", "verify"))  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
 

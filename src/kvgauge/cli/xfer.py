@@ -9,11 +9,14 @@ if TYPE_CHECKING:
 
     from kvgauge.builds.records import Build
     from kvgauge.xfer.asked import Asked
+    from kvgauge.xfer.files import Folder
+    from kvgauge.xfer.measure import Measured
     from kvgauge.xfer.places import Here
     from kvgauge.xfer.remote import There
+    from kvgauge.xfer.rounds import Setting
+    from kvgauge.xfer.workload import Workload
 
 EXIT_FAILED, EXIT_INTERRUPTED = 3, 130
-LISTEN_PORT = 18515
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -174,20 +177,51 @@ def _here(args: argparse.Namespace, build: "Build", own: str | None, device: int
 
 
 def _measure(args: argparse.Namespace) -> int:
-    import os
+    from kvgauge.xfer.files import Folder
+    from kvgauge.xfer.measure import Measured
+    from kvgauge.xfer.places import Crew
+    from kvgauge.xfer.rounds import conduct
 
+    setting = _setting(args)
+    there, own = _there(args) if args.connect is not None else (None, None)
+    opened: list[Here | There] = [] if there is None else [there]
+    found: list[Measured] = []
+    interrupted = False
+    try:
+        build = _build(args)
+        if there is not None:
+            _same_build(build, there)
+        here, notes = _here(args, build, own, args.device[0])
+        opened.append(here)
+        targets: Here | There = there or here
+        if there is None and len(args.device) == 2 and args.memory == "vram":
+            targets, _ = _here(args, build, own, args.device[1])
+            opened.append(targets)
+        folder = Folder(args.out)
+        notes += _notes(args, there, setting.workloads)
+        for note in notes:
+            _say(f"note: {note}")
+        conduct(setting, Crew(here, targets), folder, _say, found)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        interrupted = True
+        _say("interrupted: what follows is what was found until then")
+    finally:
+        for place in opened:
+            place.close()
+    whole = _report(args, setting, found, folder, build, notes)
+    return EXIT_INTERRUPTED if interrupted else 0 if whole else EXIT_FAILED
+
+
+def _setting(args: argparse.Namespace) -> "Setting":
+    """raises UsageError; TransferError where there is no GPU for --memory vram"""
     from kvgauge.evidence.machine import read_available_memory
     from kvgauge.failures import UsageError
-    from kvgauge.report.text import page
     from kvgauge.xfer import cuda
     from kvgauge.xfer.asked import needed_bytes, workloads_of
-    from kvgauge.xfer.files import Folder, write
-    from kvgauge.xfer.measure import Measured, Pace
-    from kvgauge.xfer.places import Crew
-    from kvgauge.xfer.results import document
-    from kvgauge.xfer.rounds import Setting, conduct, results_of
-    from kvgauge.xfer.table import render
-    from kvgauge.xfer.tools import beside
+    from kvgauge.xfer.measure import Pace
+    from kvgauge.xfer.rounds import Setting
 
     works = workloads_of(_asked(args))
     if args.memory == "vram":
@@ -196,49 +230,34 @@ def _measure(args: argparse.Namespace) -> int:
     if needed > free:
         raise UsageError(f"needed are {needed >> 20:,} MiB of memory and {free >> 20:,} MiB are available: take fewer "
                          "tokens, ranks or threads, or a smaller depth")  # fmt: skip
-    pace = Pace(transfers=args.transfers, warmup=args.warmup, seconds=args.seconds, timeout_s=args.timeout)
-    setting = Setting(
+    return Setting(
         workloads=works,
         backends=_backends(args),
         rounds=args.rounds,
-        pace=pace,
+        pace=Pace(transfers=args.transfers, warmup=args.warmup, seconds=args.seconds, timeout_s=args.timeout),
         progress_thread=args.progress_thread,
         threads=args.nixl_threads,
     )
-    there, own = _there(args) if args.connect is not None else (None, None)
-    try:
-        build = _build(args)
-        if there is not None:
-            _same_build(build, there)
-        here, notes = _here(args, build, own, args.device[0])
-    except BaseException:
-        if there is not None:
-            there.close()
-        raise
-    targets = there
-    second = None
-    if there is None and len(args.device) == 2 and args.memory == "vram":
-        second, _ = _here(args, build, own, args.device[1])
-        targets = second  # type: ignore[assignment]
-    found: list[Measured] = []
-    interrupted = False
-    try:
-        folder = Folder(args.out)
-        notes += _notes(args, there, len(os.sched_getaffinity(0)), works)
-        for note in notes:
-            _say(f"note: {note}")
-        conduct(setting, Crew(here, targets or here), folder, _say, found)
-    except KeyboardInterrupt:
-        if not found:
-            raise
-        interrupted = True
-        _say("interrupted: what follows is what was found until then")
-    finally:
-        for place in (here, second, there):
-            if place is not None:
-                place.close()
+
+
+def _report(
+    args: argparse.Namespace,
+    setting: "Setting",
+    found: "Sequence[Measured]",
+    folder: "Folder",
+    build: "Build",
+    notes: "Sequence[str]",
+) -> bool:
+    """Print and write; whether every row is whole and right. raises SamplesError"""
+    from kvgauge.report.text import page
+    from kvgauge.xfer.files import write
+    from kvgauge.xfer.results import document
+    from kvgauge.xfer.rounds import results_of
+    from kvgauge.xfer.table import render
+    from kvgauge.xfer.tools import beside
+
     rows, ratios = results_of(found, setting, build.release)
-    tools = beside(works, setting.backends) if there is None and not interrupted else []
+    tools = beside(setting.workloads, setting.backends) if args.connect is None else []
     text = document(rows, ratios, tools, setting=setting, build=build, args=_kept(args), notes=notes)
     folder.write_results(text)
     if args.json is not None and str(args.json) == "-":
@@ -250,10 +269,7 @@ def _measure(args: argparse.Namespace) -> int:
         if args.json is not None:
             write(args.json, text)
         print(f"results: {folder.path}")
-    if interrupted:
-        return EXIT_INTERRUPTED
-    whole = all(row.valid and not row.failures for row in rows)
-    return 0 if whole and rows else EXIT_FAILED
+    return bool(rows) and all(row.valid and not row.failures for row in rows)
 
 
 def _kept(args: argparse.Namespace) -> dict[str, object]:
@@ -262,14 +278,13 @@ def _kept(args: argparse.Namespace) -> dict[str, object]:
     return {**kept, "env": sorted(word.partition("=")[0] for word in args.env)}
 
 
-def _notes(args: argparse.Namespace, there: "There | None", cores: int, works: "Sequence[object]") -> list[str]:
-    from kvgauge.xfer.fabric import default_fabric
-    from kvgauge.xfer.workload import Workload
+def _notes(args: argparse.Namespace, there: "There | None", works: "Sequence[Workload]") -> list[str]:
+    import os
 
-    notes = []
-    busiest = max(
-        (work.initiators if there else work.initiators + work.targets) for work in works if isinstance(work, Workload)
-    )
+    from kvgauge.xfer.fabric import default_fabric
+
+    notes, cores = [], len(os.sched_getaffinity(0))
+    busiest = max(work.initiators if there else work.initiators + work.targets for work in works)
     if busiest > cores:
         notes.append(f"{busiest} processes poll on {cores} cores: they give way to one another between polls")
     if (args.fabric or default_fabric(args.memory.upper())) == "tcp":

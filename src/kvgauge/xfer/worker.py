@@ -20,7 +20,7 @@ from kvgauge.failures import KvgaugeError, TransferError
 from kvgauge.kv import libraries
 from kvgauge.kv.agent import Agent
 from kvgauge.serve.messages import PARENT_VARIABLE
-from kvgauge.xfer import image, limits, loop
+from kvgauge.xfer import image, limits, loop, verify
 from kvgauge.xfer.cuda import Device, load_runtime
 from kvgauge.xfer.memory import Pool, make_pool
 from kvgauge.xfer.messages import (
@@ -320,40 +320,7 @@ class Worker:
         if not self.destination:
             return Checked(turn=message.turn, blocks=0, wrong=[], kinds={}, outside=0)
         self.say(Step(f"comparing batch {message.turn}"))
-        work = self.work
-        blocks = outside = 0
-        wrong: dict[tuple[int, int], int] = {}
-        kinds: dict[str, int] = {}
-        for number, pool in enumerate(self._pools):
-            words = pool.host()
-            for lane, expect in self._expected(number, message.turn):
-                for slot in range(message.count):
-                    found, changed = image.check(words, expect, slot)
-                    outside += changed
-                    blocks += work.leg_descriptors
-                    for kind, count in found.items():
-                        kinds[kind] = kinds.get(kind, 0) + count
-                        wrong[lane, slot] = wrong.get((lane, slot), 0) + count
-        listed = [(lane, slot, count) for (lane, slot), count in sorted(wrong.items())]
-        return Checked(turn=message.turn, blocks=blocks, wrong=listed, kinds=kinds, outside=outside)
-
-    def _expected(self, number: int, turn: int) -> list[tuple[int, image.Expect]]:
-        """(lane, what must lie there) of every group of one of our pools."""
-        work, found = self.work, []
-        thread, rank = divmod(number, work.ranks)
-        blank = image.base(self._names[number], -1)
-        if self.spec.side == "initiator":
-            lane = self.spec.index * work.threads + thread
-            sources = [(lane, (target, lane), target_agent(target, rank)) for target in range(work.targets)]
-        else:
-            sources = [
-                (lane, (self.spec.index, lane), initiator_agent(*divmod(lane, work.threads), rank))
-                for lane in range(work.groups_target)
-            ]
-        for lane, groups, source in sources:
-            now, before = image.base(source, turn), image.base(source, turn - 1)
-            found.append((lane, image.Expect(work, self.spec.side, groups, now=now, before=before, blank=blank)))
-        return found
+        return verify.compare(self.spec, list(zip(self._names, self._pools, strict=True)), message.turn, message.count)
 
     def _await_notes(self, message: Check) -> None:
         note = _note(message.turn)
