@@ -193,10 +193,10 @@ class Crew:
             for place in self.places:
                 if self._silent and (how := place.trouble()) is not None:
                     self._last_words()
-                    raise TargetError(f"{how} (it was {self._steps.get(how.split(' ', 1)[0], 'starting')})")
+                    raise TargetError(f"{how} (it was {self._step(how.split(' ', 1)[0])})")
             if time.monotonic() > until:
                 late = [name for name in names if name not in found]
-                told = "; ".join(f"{name}: {self._steps.get(name, 'starting')}" for name in sorted(self._steps))
+                told = "; ".join(f"{name}: {self._step(name)}" for name in sorted(self._steps))
                 raise TargetError(f"no answer from {', '.join(late)} within {timeout_s:g} s ({told})")
         return found
 
@@ -213,7 +213,7 @@ class Crew:
             self._silent = False
             name, message = heard
             if isinstance(message, Failed):
-                raise TargetError(f"{name}, {self._steps.get(name, 'starting')}: {message.reason}")
+                raise TargetError(f"{self._other_end(name)}{name}, {self._step(name)}: {message.reason}")
             if isinstance(message, Step):
                 self._steps[name] = message.what
             elif isinstance(message, kind) and name in names and name not in found:
@@ -221,6 +221,14 @@ class Crew:
             elif len(self._early) < 1000:
                 self._early.append(heard)
         return None
+
+    def _step(self, name: str) -> str:
+        return self._steps.get(name, "starting")
+
+    def _other_end(self, failed: str) -> str:
+        """A worker often fails because the other side has ended: then that comes first."""
+        ends = [how for place in self.places if (how := place.trouble()) is not None]
+        return next((f"{how}; then " for how in ends if not how.startswith(f"{failed} ")), "")
 
     def _last_words(self) -> None:
         """A worker that says why it fails ends right after: the reason is still on its way. raises TargetError"""
