@@ -3,16 +3,18 @@
 import json
 import types
 
+import numpy as np
 import pytest
 
+from kvgauge.builds.records import Build
 from kvgauge.cli import xfer as command
 from kvgauge.cli.main import main
-from kvgauge.failures import UsageError
+from kvgauge.failures import TransferError, UsageError
 from kvgauge.xfer import limits
 from kvgauge.xfer.asked import REFERENCE, ROWS_MAX, Asked, workloads_of
 from kvgauge.xfer.fabric import default_fabric, environment, read_extra
 from kvgauge.xfer.files import Folder, slug
-from kvgauge.xfer.measure import Measured
+from kvgauge.xfer.measure import ORDER, Measured
 from kvgauge.xfer.rounds import FAILURES_MAX, Setting, conduct
 
 
@@ -204,3 +206,99 @@ def test_a_stream_that_never_comes_is_not_waited_for_without_end(monkeypatch):
     monkeypatch.setattr(limits, "STREAM_TIMEOUT_S", 0.3)
     with pytest.raises(limits.TransferError, match="no TCP stream came within"):
         limits.take_stream(limits.listen("127.0.0.1"), b"x" * 16)
+
+
+@pytest.fixture
+def commanded(monkeypatch, tmp_path):
+    """`kvgauge xfer` whose measurements are made up: fails(number, name) says which do not end well."""
+    build = Build(name="1.5.0", version="1.5.0", folder="", module="", preload=(), libcuda="", sha256={"libnixl": "ab"})
+    monkeypatch.setattr("kvgauge.builds.own.find", lambda *_: build)
+    monkeypatch.setattr("kvgauge.xfer.tools.beside", lambda *_: [])
+
+    def go(*argv, fails=lambda _number, _name: None):
+        def one(_crew, number, backend, work, _pace, **_how):
+            found = Measured(
+                round=number, backend=backend, work=work, load_ns=[1], agent_ns=[1], register_ns=[1], first_ns=9,
+                merged=1, nixl_bytes=work.transfer_bytes, backends={backend}, blocks_checked=5,
+                batches=[np.array([(0, 0, 1_000, 10, 1_010, 20, 5_000 + number, 30)], dtype=np.int64)],
+                records=[np.ones((1, len(ORDER)), dtype=np.int64)], logs={"target-0": "a line\n"},
+            )  # fmt: skip
+            found.failure = fails(number, work.name)
+            return found
+
+        monkeypatch.setattr("kvgauge.xfer.rounds.measure", one)
+        flags = ["--backend", "UCX", "--block-size", "64,128", "--count", "1", "--rounds", "2"]
+        return main(["xfer", *flags, "--out", str(tmp_path / "out"), *argv]), tmp_path / "out"
+
+    return go
+
+
+def test_what_was_measured_is_printed_written_and_ends_with_0(commanded, tmp_path, capsys):
+    code, out = commanded("--json", str(tmp_path / "r.json"))
+    said = capsys.readouterr()
+    assert code == 0
+    assert "n=2 rounds, 2 transfers" in said.out
+    assert "rehearsal: fabric tcp" in said.err
+    whole = json.loads((tmp_path / "r.json").read_text())
+    assert whole == json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in whole["rows"]] == ["1 x 64 B", "1 x 128 B"]
+    assert min(path.name for path in (out / "timings").iterdir()) == "r1-1-x-128-b-UCX.parquet"
+    assert (out / "logs" / "r2-1-x-64-b-UCX-target-0.log").read_text() == "a line\n"
+
+
+def test_json_on_standard_output_is_json_alone(commanded, capsys):
+    assert commanded("--json", "-")[0] == 0
+    assert json.loads(capsys.readouterr().out)["integrity"]["right"]
+
+
+def test_a_row_that_failed_ends_with_3_and_the_other_rows_are_there(commanded, capsys):
+    code, out = commanded(fails=lambda _number, name: "it hung" if "128" in name else None)
+    said = capsys.readouterr()
+    assert code == 3
+    assert "FAILED round 1: it hung" in said.out
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [(row["valid"], row["rounds"]) for row in rows] == [(True, 2), (False, 0)]
+
+
+def test_an_interrupted_run_keeps_what_was_found(commanded, capsys):
+    def fails(number, _name):
+        if number == 2:
+            raise KeyboardInterrupt
+
+    code, out = commanded(fails=fails)
+    assert code == 130
+    assert "interrupted: what follows" in capsys.readouterr().err
+    assert [row["rounds"] for row in json.loads((out / "results.json").read_text())["rows"]] == [1, 1]
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_starts(commanded, monkeypatch, capsys):
+    monkeypatch.setattr("kvgauge.evidence.machine.read_available_memory", lambda: 1000)
+    code, out = commanded()
+    assert (code, out.exists()) == (2, False)
+    assert "MiB are available: take fewer" in capsys.readouterr().err
+
+
+def test_a_host_that_listens_says_its_token_once_and_does_not_wait_without_end(commanded, monkeypatch, capsys):
+    monkeypatch.delenv("KVGAUGE_XFER_TOKEN", raising=False)
+    code, out = commanded("--listen", f"127.0.0.1:{free_port()}", "--wait", "1")
+    said = capsys.readouterr()
+    assert (code, out.exists()) == (3, False)
+    assert said.err.count("KVGAUGE_XFER_TOKEN=") == 1
+    assert "nobody with this token came within 1 s" in said.err
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_gpu_memory_without_a_driver_ends_with_3_and_one_line(monkeypatch, capsys):
+    def missing(*_):
+        raise TransferError("memory VRAM needs an NVIDIA GPU and its driver; use --memory dram")
+
+    monkeypatch.setattr("kvgauge.xfer.cuda.require", missing)
+    assert main(["xfer", "--memory", "vram", "--block-size", "64"]) == 3
+    assert "use --memory dram" in capsys.readouterr().err
