@@ -54,7 +54,7 @@ from kvgauge.xfer.messages import (
 from kvgauge.xfer.workload import WORD_BYTES, descriptors, pair, rows
 
 PR_SET_PDEATHSIG = 1
-LOOK_NS = 500_000  # a polling target looks for messages this often: each look takes as long as a poll
+POLLS_BETWEEN = 32  # of a target, between two looks for messages: a look takes as long as a poll
 GPU_HINT = (
     "; does this transport reach GPU memory? libfabric needs a provider with FI_HMEM (efa has it, tcp has not), "
     "UCX needs its CUDA transports (--fabric cuda, or any)"
@@ -197,16 +197,12 @@ class Worker:
 
     def _next(self) -> ToWorker:
         """The next message; agents are polled meanwhile, by a target as fast as it can."""
-        look_ns = 0
         polling = self.spec.side == "target"
-        while True:
-            now = time.monotonic_ns()
-            if now >= look_ns:
-                look_ns = now + LOOK_NS
-                if self._parent.poll(0 if polling else REST_MS):
-                    message: ToWorker = self._decoder.decode(self._parent.recv())
-                    return message
-            self._poll()
+        while not self._parent.poll(0 if polling else REST_MS):
+            for _ in range(POLLS_BETWEEN if polling else 1):
+                self._poll()
+        message: ToWorker = self._decoder.decode(self._parent.recv())
+        return message
 
     def _poll(self) -> None:
         for agent in self._agents:
@@ -214,8 +210,8 @@ class Worker:
                 arrived = agent.wheel.get_new_notifs()
             except Exception as error:
                 raise TransferError(f"{agent.name} cannot poll {self.spec.backend}: {error}") from error
-            for notes in arrived.values():
-                for note in notes:
+            if arrived:
+                for note in (note for notes in arrived.values() for note in notes):
                     self._notes[note] = self._notes.get(note, 0) + 1
         if self.spec.yielding:
             os.sched_yield()
