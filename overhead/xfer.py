@@ -201,8 +201,8 @@ def ratio_of(pairs, which: str):
 def quiet(pairs):
     """Rounds in which neither loop was kept off its cores: both medians within DISTURBED times the least of all.
 
-    Two processes that poll on one core take a scheduler's turn for each transfer, a thousand times as long; which of the
-    two loops that hits is chance.
+    Two processes that poll on one core take a turn of the scheduler for each transfer, a thousand times as long; which
+    of the two loops that hits is chance.
     """
     least = min(side["median_ns"] for pair in pairs for side in pair)
     return [pair for pair in pairs if max(side["median_ns"] for side in pair) <= DISTURBED * least]
