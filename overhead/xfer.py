@@ -4,10 +4,11 @@
 
 The bare loop is this file's own `--side`: two processes, NIXL's Python API and nothing else. No check, no telemetry, no
 message, no clock between two looks, a pause where kvgauge checks: make_prepped_xfer, transfer, check_xfer_state until
-it is no longer PROC. Both move the same blocks between the same number of slots. In each round both run, the first one
-changing; the ratio is of the round's medians, its interval over rounds (t, on the logarithm). The target: an interval
-that reaches 1.02 or less. Rounds in which either loop was kept off its cores are left out, and how many were is said;
-without two quiet rounds there is no interval, and no success. The quickest transfers stand beside the medians.
+it is no longer PROC. Both move the same blocks between the same number of slots, each side held to a core of its own.
+In each round both run, the first one changing; the ratio is of the round's medians, its interval over rounds (t, on the
+logarithm). The target: an interval that reaches 1.02 or less. Rounds in which either loop was kept off its cores are
+left out, and how many were is said; without two quiet rounds there is no interval, and no success. The quickest
+transfers stand beside the medians.
 """
 
 import argparse
@@ -128,6 +129,7 @@ def bare(work: Workload, backend: str, environment: dict[str, str], pace: Pace) 
                 text=True,
                 env={name: os.environ[name] for name in backends.INHERITED if name in os.environ} | environment,
             )
+            os.sched_setaffinity(child.pid, {core_of(name)})
             children.append(child)
             child.stdin.write(json.dumps({**spec, "side": name}) + "\n")
             child.stdin.flush()
@@ -144,6 +146,21 @@ def bare(work: Workload, backend: str, environment: dict[str, str], pace: Pace) 
 
 
 # -- both, in turn
+
+
+class Pinned(Here):
+    """Each side on a core of its own, as the bare loop's are."""
+
+    def start(self, job):
+        names = super().start(job)
+        for name in names:
+            os.sched_setaffinity(self._workers[name].pid, {core_of(job.side)})
+        return names
+
+
+def core_of(name: str) -> int:
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[0] if name == "initiator" else cores[-1]
 
 
 def ours(crew: Crew, work: Workload, backend: str, pace: Pace) -> dict[str, float]:
@@ -173,7 +190,7 @@ def main() -> int:
         for backend in (("UCX", "LIBFABRIC") if args.backend == "both" else (args.backend,))
     }
     pace = Pace(transfers=args.transfers, warmup=10, seconds=args.seconds)
-    here = Here(install("1.5.0"), environments)
+    here = Pinned(install("1.5.0"), environments)
     crew = Crew(here, here)
     found = []
     try:
