@@ -380,7 +380,7 @@ def _seen(handles: list[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def _note(turn: int) -> bytes:
-    return b"xfer" + turn.to_bytes(8, "little")
+    return turn.to_bytes(4, "little")
 
 
 def main() -> None:
