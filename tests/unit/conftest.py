@@ -263,7 +263,7 @@ class Nixl:
             def get_xfer_telemetry(self, handle):
                 if not nixl.telemetry:
                     raise RuntimeError("no telemetry")
-                return SimpleNamespace(totalBytes=int(handle.local[:, 1].sum()))
+                return SimpleNamespace(totalBytes=int(handle.local[:, 1].sum()), descCount=len(handle.local))
 
             def release_xfer_handle(self, handle):
                 nixl.released.append(handle)

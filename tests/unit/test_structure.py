@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ ORDER = (
     ("compare",),
     ("report",),
     ("query", "peers"),
+    ("xfer",),
     ("conduct", "resume"),
     ("cli", "__main__"),
 )
@@ -44,12 +46,20 @@ PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "sta
         "evidence.libfabric", "evidence.engines", "evidence.trtllm", "evidence.counters",
         "evidence.sums", "evidence.transport", "evidence.nvml", "prove.answers", "prove.judge", "prove.page",
         "query.views", "peers.aiperf", "peers.vllm", "peers.nixlbench", "peers.records",
-        "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary")  # fmt: skip
+        "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary",
+        "xfer.workload", "xfer.image", "xfer.fabric", "xfer.asked", "xfer.figures")  # fmt: skip
+XFER_WORKER = tuple(f"xfer.{name}" for name in
+                    ("worker", "loop", "image", "workload", "cuda", "memory", "limits", "messages", "verify"))  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
 
 
+@cache
 def modules():
+    return list(parsed())
+
+
+def parsed():
     for path in sorted(SOURCE.rglob("*.py")):
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         if name not in ("__init__", ""):
@@ -105,7 +115,8 @@ def test_the_pure_core_opens_no_socket_reads_no_clock_and_prints_nothing(name):
 
 def test_a_worker_imports_the_standard_library_numpy_msgspec_pyzmq_and_nothing_else():
     code = (
-        "import sys, kvgauge.serve.worker, kvgauge.serve.prefill, kvgauge.serve.decode, kvgauge.kv.transfer;"
+        "import sys, kvgauge.serve.worker, kvgauge.serve.prefill, kvgauge.serve.decode, kvgauge.kv.transfer,"
+        "kvgauge.xfer.worker;"
         "print(*sorted({name.split('.')[0] for name in sys.modules if getattr(sys.modules[name], '__file__', None)}))"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
@@ -119,7 +130,13 @@ def test_a_worker_imports_the_standard_library_numpy_msgspec_pyzmq_and_nothing_e
 
 def test_every_module_of_kv_imports_only_what_a_worker_may():
     for name, tree in modules():
-        if name.startswith("kv.") or name in ("serve.worker", "serve.prefill", "serve.decode", "serve.ranks"):
+        if name.startswith("kv.") or name in (
+            "serve.worker",
+            "serve.prefill",
+            "serve.decode",
+            "serve.ranks",
+            *XFER_WORKER,
+        ):
             roots = {target.split(".")[0] for target in imported(tree)}
             assert roots - WORKER_MAY_IMPORT - set(sys.stdlib_module_names) == set(), name
 

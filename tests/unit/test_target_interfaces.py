@@ -51,3 +51,14 @@ def test_a_machine_with_loopback_alone_has_none(machine):
 def test_this_machines_own_is_up_and_not_loopback():
     found = interfaces.first_outward()
     assert found is None or not found[1].startswith("127.")
+
+
+def test_an_address_is_found_on_its_interface_and_another_on_none():
+    assert interfaces.holding("127.0.0.1") == "lo"
+    assert interfaces.holding("203.0.113.9") is None
+    assert interfaces.holding("no address") is None
+
+
+def test_the_way_to_loopback_is_from_loopback_and_to_no_host_there_is_none():
+    assert interfaces.towards("127.0.0.1", 9) == "127.0.0.1"
+    assert interfaces.towards("no.such.host.invalid", 9) is None

@@ -27,12 +27,15 @@ RAIL_GIVE_UP_NS = 30_000_000_000
 class Agent:
     """An agent with one backend. Without its progress thread the owner must call `poll` often, on both sides."""
 
-    def __init__(self, api: Any, name: str, backend: str, *, progress_thread: bool) -> None:
+    def __init__(
+        self, api: Any, name: str, backend: str, *, progress_thread: bool, threads: int = 0, telemetry: bool = True
+    ) -> None:
+        """threads  of the backend's own, where it has such (NIXL's num_threads); 0: none"""
         wanted = {
             "enable_prog_thread": progress_thread,
-            "capture_telemetry": True,
+            "capture_telemetry": telemetry,
             "backends": [backend],
-        }
+        } | ({"num_threads": threads} if threads else {})
         known = inspect.signature(api.nixl_agent_config.__init__).parameters
         self.name = name
         self.backend = backend
@@ -50,10 +53,15 @@ class Agent:
         self._kept: list[Handle] = []  # to be released once the rail is quiet
         self._leaving: list[tuple[str, Sequence[Any]]] = []  # peers to be forgotten then
 
-    def register(self, address: int, size_bytes: int) -> None:
-        """Make host memory reachable for peers. raises TransferError"""
+    @property
+    def wheel(self) -> Any:
+        """The wheel's own agent, for a loop in which one more Python call would be measured too."""
+        return self._agent
+
+    def register(self, address: int, size_bytes: int, memory: str = "DRAM", device: int = 0) -> None:
+        """Make host memory (DRAM) or that of a GPU (VRAM) reachable for peers. raises TransferError"""
         try:
-            self._registered.append(self._agent.register_memory([(address, size_bytes, 0, "")], "DRAM"))
+            self._registered.append(self._agent.register_memory([(address, size_bytes, device, "")], memory))
         except Exception as error:
             raise TransferError(f"{self.backend} cannot register {size_bytes} bytes: {_text(error)}") from error
 
@@ -79,10 +87,10 @@ class Agent:
             raise TransferError(f"{self.name} cannot connect over {self.backend}: {_text(error)}") from error
         return peer, added - began, time.monotonic_ns() - added
 
-    def prepare(self, descriptors: UInt64, peer: str | None = None) -> Any:
+    def prepare(self, descriptors: UInt64, peer: str | None = None, memory: str = "DRAM") -> Any:
         """A prepared descriptor list of our own memory, or of a connected peer's. raises TransferError"""
         try:
-            return self._agent.prep_xfer_dlist(peer or "NIXL_INIT_AGENT", descriptors, "DRAM")
+            return self._agent.prep_xfer_dlist(peer or "NIXL_INIT_AGENT", descriptors, memory)
         except Exception as error:
             raise TransferError(f"{self.name} cannot prepare {len(descriptors)} descriptors: {_text(error)}") from error
 

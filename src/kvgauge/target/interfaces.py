@@ -26,6 +26,30 @@ def first_outward() -> tuple[str, str] | None:
     return None
 
 
+def holding(address: str) -> str | None:
+    """The interface that has this IPv4 address; None where none has, or it is not an address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _index, name in socket.if_nameindex():
+            try:
+                raw = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))[20:24]
+            except OSError:
+                continue  # no address
+            if socket.inet_ntoa(raw) == address:
+                return name
+    return None
+
+
+def towards(host: str, port: int) -> str | None:
+    """Our IPv4 address on the way to a host; None where there is no way. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, port))
+        except OSError:
+            return None
+        own: str = probe.getsockname()[0]
+        return own
+
+
 def main() -> None:
     """Print it, for a parent that asks from outside this network namespace: `python -m kvgauge.target.interfaces`."""
     print(*first_outward() or ())
