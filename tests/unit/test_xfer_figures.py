@@ -1,5 +1,8 @@
 """Raw times to figures: what is taken within a round, and what over rounds."""
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -210,3 +213,24 @@ def test_figures_of_other_tools_are_read_and_other_output_is_refused():
             parse(tool, "nothing\n", 65536)
         with pytest.raises(TransferError):
             parse(tool, "", 1)
+
+
+PROTO = Path(__file__).parents[1] / "samples"
+
+
+@pytest.mark.parametrize(
+    ("sample", "operation", "valid", "said"),
+    [
+        ("read", "READ", False, "read 0..inf: software emulation over tcp/lo"),
+        ("write", "WRITE", True, "write 0..inf: zero-copy over cuda_ipc/cuda"),
+    ],
+)
+def test_emulation_on_a_gpu_is_seen_where_it_was_and_only_there(sample, operation, valid, said):
+    """Tables of an H100: the READ was emulated; the WRITE was not, though tables from host memory say so beside it."""
+    log = (PROTO / f"nixl-1.5.0-ucx-h100-vram-{sample}-proto-info.log").read_text()
+    work = msgspec.structs.replace(WORK, memory="VRAM", operation=operation)
+    row = row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="cuda")
+    assert row.evidence["protocol"] == said
+    assert ("emulated" in row.evidence) is not valid
+    assert any("UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on" in reason for reason in row.against) is not valid
+    assert row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="tcp").against == ()

@@ -15,7 +15,8 @@ from kvgauge.cli.pages import silence
 from kvgauge.failures import KvgaugeError
 
 COMMANDS = (
-    "run", "load", "prove", "xfer", "plan", "serve", "report", "compare", "query", "imports", "builds", "doctor", "switch",
+    "run", "load", "prove", "xfer", "plan", "serve", "report", "compare", "query", "imports", "builds", "doctor",
+    "switch",
 )  # fmt: skip
 EXIT_INTERRUPTED = 130
 

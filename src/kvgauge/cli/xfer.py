@@ -220,6 +220,7 @@ def _setting(args: argparse.Namespace) -> "Setting":
     from kvgauge.failures import UsageError
     from kvgauge.xfer import cuda
     from kvgauge.xfer.asked import needed_bytes, workloads_of
+    from kvgauge.xfer.fabric import default_fabric
     from kvgauge.xfer.measure import Pace
     from kvgauge.xfer.rounds import Setting
 
@@ -237,6 +238,7 @@ def _setting(args: argparse.Namespace) -> "Setting":
         pace=Pace(transfers=args.transfers, warmup=args.warmup, seconds=args.seconds, timeout_s=args.timeout),
         progress_thread=args.progress_thread,
         threads=args.nixl_threads,
+        fabric=args.fabric or default_fabric(args.memory.upper()),
     )
 
 

@@ -23,6 +23,7 @@ _UNUSABLE = re.compile(r"(no usable transports/devices|no active messages transp
 _VERSION = re.compile(r"UCX +INFO +Version (\S+) \(loaded")
 _ASKED = re.compile(r"UCX_\* env variables?: (.*)")
 _ROW = re.compile(r"\[[\d.]+\] \[([^\]]{1,100})\] +([|+].*)")
+_KIND = re.compile(r"\b(?:from|to|into) ([a-z]+)")
 _LANE = re.compile(r"\b([a-z][a-z0-9_]*)/([\w:.\-\[\]]+)")
 _RANGE = re.compile(r"(\d+)(?:\.\.(\d+|inf))?$")
 
@@ -87,10 +88,14 @@ class Tables:
     """UCX_PROTO_INFO tables, row by row; rows of several processes may come mixed.
 
     Yields `protocol` for each row that says how remote memory of another endpoint is reached, and `emulated` where
-    that is by software emulation.
+    that is by software emulation. KV moves between memories of one kind: tables from host memory to a GPU's or back are
+    left out, of which UCX writes some, emulated, beside every transfer of GPU memory.
+
+    kind  of memory that alone is meant: "host", "cuda"; None: all
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str | None = None) -> None:
+        self._kind = kind
         self._titles: dict[str, tuple[str, str]] = {}  # process -> endpoint, operation
 
     def take(self, line: str) -> Iterator[Seen]:
@@ -111,6 +116,9 @@ class Tables:
 
     def _row(self, endpoint: str, operation: str, cells: list[str]) -> Iterator[Seen]:
         if "remote memory" not in operation or " self " in f" {endpoint} ":
+            return
+        kinds = set(_KIND.findall(operation))
+        if len(kinds) > 1 or (self._kind is not None and kinds and kinds != {self._kind}):
             return
         kind = "write" if "ucp_put" in operation else "read"
         carried = ", ".join(f"{name}/{device}" for name, device in _LANE.findall(cells[2])) or cells[2]

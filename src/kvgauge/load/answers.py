@@ -210,26 +210,7 @@ def read_answer(asked: Asked, answer: Answer) -> Exchange:
 
 def answer_text(answer: Answer) -> str:
     """What a whole answer said, without what the model thought aloud: chat histories leave that out."""
-    if not _is_streamed(answer):
-        return _text_of(answer.body)
-    texts = []
-    for event in EventSplitter().feed(answer.body):
-        if event.data == b"[DONE]":
-            break
-        texts.append(_text_of(event.data))
-    return "".join(texts)
-
-
-def _text_of(data: bytes) -> str:
-    try:
-        chunk = _chunk(data)
-    except UNREADABLE:
-        return ""
-    if not chunk.choices:
-        return ""
-    choice = chunk.choices[0]
-    said = choice.delta or choice.message
-    return choice.text or (said.content if said is not None else None) or ""
+    return answer_texts(answer)[1]
 
 
 def _is_streamed(answer: Answer) -> bool:
@@ -273,7 +254,7 @@ def answer_texts(answer: Answer) -> tuple[str, str]:
     reasoning: list[str] = []
     content: list[str] = []
     splitter = EventSplitter()
-    streamed = not answer.body.lstrip().startswith(b"{")
+    streamed = _is_streamed(answer)
     datas = [event.data for event in splitter.feed(answer.body)] if streamed else [answer.body]
     if streamed and (left := splitter.close()) is not None:
         datas.append(left.data)

@@ -4,7 +4,7 @@ Transfers of one round share its processes and their connection, so the round is
 is taken within a round, and its interval is Student's t over rounds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import exp, log
 
 import msgspec
@@ -22,6 +22,8 @@ from kvgauge.xfer.workload import Workload, merged, pair, rows
 
 NS_PER_US, NS_PER_MS = 1e3, 1e6
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
+READ_CURE = "UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on on both sides (--env), or WRITE; docs/gpu.md"
+WRITE_CURE = "let UCX_TLS name cuda_ipc and cuda_copy on both sides; docs/gpu.md"
 _AT = {name: index for index, name in enumerate(COLUMNS)}
 
 
@@ -94,12 +96,15 @@ def integrity_of(found: Measured) -> Integrity:
     )
 
 
-def row_of(rounds: Sequence[Measured], release: tuple[int, ...]) -> RowResult:
-    """Everything one table row says. rounds: at least one, all of one workload and backend"""
+def row_of(rounds: Sequence[Measured], release: tuple[int, ...], *, fabric: str = "any") -> RowResult:
+    """Everything one table row says. rounds: at least one, all of one workload and backend; fabric: what was asked"""
     work, backend = rounds[0].work, rounds[0].backend
     whole = [found for found in rounds if found.failure is None]
     integrity = summed([integrity_of(found) for found in rounds])
+    evidence = _evidence(rounds)
     against = _against(rounds, integrity)
+    if fabric == "cuda" and "emulated" in evidence:
+        against += (f"UCX emulates it in software ({evidence['emulated']}): {evidence['do']}",)
     return RowResult(
         name=work.name,
         backend=backend,
@@ -113,7 +118,7 @@ def row_of(rounds: Sequence[Measured], release: tuple[int, ...]) -> RowResult:
             "merged": next((found.merged for found in whole if found.merged is not None), None),
             "merged_expected": expected_merged(work),
         },
-        evidence=_evidence(rounds),
+        evidence=evidence,
         valid=not against and bool(whole),
         against=against,
         failures=tuple(f"round {found.round}: {found.failure}" for found in rounds if found.failure is not None),
@@ -154,12 +159,24 @@ def _evidence(rounds: Sequence[Measured]) -> dict[str, str]:
             for fact in [*nixl.facts(log_text, name), *ucx.facts(log_text, name)]:
                 if fact.name in ("provider", "rails", "lane", "fallback", "gpudirect", "nixl_version", "ucx_version"):
                     values.setdefault(fact.name, []).append(fact.value)
-            if "software emulation" in log_text:
-                values.setdefault("emulated", []).append("UCX says software emulation")
+            for name_of, value in _protocols(found.work, log_text):
+                values.setdefault(name_of, []).append(value)
         if found.gpu:
             values.setdefault("gpu", []).append(found.gpu)
         values.setdefault("backend", []).extend(sorted(found.backends))
     return {name: ", ".join(dict.fromkeys(said)) for name, said in sorted(values.items()) if said}
+
+
+def _protocols(work: Workload, log_text: str) -> Iterator[tuple[str, str]]:
+    """How UCX says that it moved this memory in this direction, from its tables; what to do where it emulated that."""
+    kind, memory = work.operation.lower(), "cuda" if work.memory == "VRAM" else "host"
+    tables = ucx.Tables(memory)
+    for line in log_text.splitlines():
+        for name, value in tables.take(line):
+            if name in ("protocol", "emulated") and value.startswith(kind):
+                yield name, value
+                if name == "emulated" and work.memory == "VRAM":
+                    yield "do", READ_CURE if kind == "read" else WRITE_CURE
 
 
 # -- figures

@@ -27,6 +27,7 @@ class Setting:
     pace: Pace
     progress_thread: bool = False
     threads: int = 0
+    fabric: str = "any"  # what the user asked the transport to be
 
 
 def conduct(
@@ -69,7 +70,7 @@ def results_of(
 ) -> tuple[list[RowResult], list[Ratio]]:
     """Table rows in the order they were asked for, and the ratio of two backends for each workload."""
     rows = [
-        row_of(rounds, release)
+        row_of(rounds, release, fabric=setting.fabric)
         for work in setting.workloads
         for backend in setting.backends
         if (rounds := [one for one in found if one.work.name == work.name and one.backend == backend])
