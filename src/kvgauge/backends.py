@@ -28,12 +28,15 @@ def worker_environment(
     release: tuple[int, ...] = (1, 5),
     *,
     plugin_dir: str | None = None,
+    gpu: bool = False,
 ) -> dict[str, str]:
     """Variables of one embedded worker, besides INHERITED.
 
     interface   what the transport binds where it cannot stay on loopback (`needs_interface`)
     release     of the build: before 1.0, NIXL looks for libfabric's older sockets provider by name
     plugin_dir  of the build: NIXL opens these plugins instead of its own
+    gpu         this machine has an NVIDIA GPU: NIXL since 1.x does not start UCX without its CUDA transports there
+                (cuda_copy carries nothing between processes)
     raises      TargetError for a fabric the embedded target cannot use
     """
     if fabric != "tcp":
@@ -43,7 +46,7 @@ def worker_environment(
         )
     own: dict[str, str] = {}
     if backend == "UCX":
-        own = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": interface or "lo"}
+        own = {"UCX_TLS": "tcp,self,cuda_copy" if gpu else "tcp,self", "UCX_NET_DEVICES": interface or "lo"}
     elif backend == "LIBFABRIC":
         own = {"FI_PROVIDER": "tcp" if release >= (1, 0) else "tcp,sockets"}
         if interface is not None:

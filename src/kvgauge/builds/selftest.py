@@ -23,6 +23,7 @@ import zmq
 
 from kvgauge import backends
 from kvgauge.builds.case import CaseSpec, Ended, FromWorker, Opened, Operation, Outcome, Role, Step, Trial
+from kvgauge.builds.present import nvidia_gpu
 from kvgauge.builds.records import Build
 from kvgauge.builds.verdicts import OPERATIONS, Verdict, keep
 from kvgauge.failures import BuildError
@@ -272,7 +273,9 @@ def _signal_name(number: int) -> str:
 
 def _environment(build: Build, backend: str, interface: str | None) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in backends.INHERITED if name in os.environ}
-    own = backends.worker_environment(backend, "tcp", interface, build.release, plugin_dir=build.plugin_dir)
+    own = backends.worker_environment(
+        backend, "tcp", interface, build.release, plugin_dir=build.plugin_dir, gpu=nvidia_gpu()
+    )
     return {**inherited, "PYTHONPATH": str(Path(__file__).parents[2]), **own}
 
 

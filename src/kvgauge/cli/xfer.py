@@ -149,6 +149,7 @@ def _here(args: argparse.Namespace, build: "Build", own: str | None, device: int
     own  our address on the way between two hosts; None: everything is on this one
     """
     from kvgauge import backends
+    from kvgauge.builds.present import nvidia_gpu
     from kvgauge.failures import UsageError
     from kvgauge.target import interfaces
     from kvgauge.xfer.fabric import default_fabric, environment, read_extra
@@ -171,7 +172,14 @@ def _here(args: argparse.Namespace, build: "Build", own: str | None, device: int
                 f"libfabric's tcp provider listens without authentication while this lasts, on interface {interface}"
             )
         environments[backend] = environment(
-            backend, fabric, args.memory.upper(), interface, build.release, plugin_dir=build.plugin_dir, extra=extra
+            backend,
+            fabric,
+            args.memory.upper(),
+            interface,
+            build.release,
+            plugin_dir=build.plugin_dir,
+            extra=extra,
+            gpu=nvidia_gpu(),
         )
     return Here(build, environments, device=device, stream_host=own or "127.0.0.1"), notes
 

@@ -259,10 +259,12 @@ def answer_texts(answer: Answer) -> tuple[str, str]:
     if streamed and (left := splitter.close()) is not None:
         datas.append(left.data)
     for data in datas:
+        if data == b"[DONE]":
+            break
         try:
             choice = (_chunk(data).choices or [_Choice()])[0]
         except UNREADABLE:
-            continue  # [DONE], or garbage that the reading of the answer has told of
+            continue  # garbage that the reading of the answer has told of
         said = choice.delta or choice.message or _Said()
         reasoning += filter(None, (said.reasoning_content or said.reasoning,))
         content += filter(None, (choice.text, said.content))

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from kvgauge import backends
+from kvgauge.builds.present import nvidia_gpu
 from kvgauge.builds.records import Build
 from kvgauge.evidence import machine, nixl, ucx
 from kvgauge.evidence.clocks import Clocks, changes, read_clocks
@@ -255,7 +256,12 @@ class EmbeddedTarget:
             build = self._builds[test.build]
             interface = self._interface(test, role)
             own = backends.worker_environment(
-                test.backend, test.fabric, interface, build.release, plugin_dir=build.plugin_dir
+                test.backend,
+                test.fabric,
+                interface,
+                build.release,
+                plugin_dir=build.plugin_dir,
+                gpu=nvidia_gpu(),
             )
         return {**inherited, "PYTHONPATH": package, **own}
 

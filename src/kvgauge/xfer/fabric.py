@@ -28,6 +28,7 @@ def environment(
     *,
     plugin_dir: str | None,
     extra: dict[str, str],
+    gpu: bool = False,
 ) -> dict[str, str]:
     """Variables of a worker. raises UsageError for a fabric this backend does not have"""
     if fabric in _UCX_TLS and backend != "UCX":
@@ -35,7 +36,7 @@ def environment(
             raise UsageError(f"{backend} has no fabric {fabric}: take --fabric tcp, or any")
         fabric = "any"  # GPU memory needs a provider that can reach it; only the machine's own may
     if fabric == "tcp":
-        told = backends.worker_environment(backend, "tcp", interface, release, plugin_dir=plugin_dir)
+        told = backends.worker_environment(backend, "tcp", interface, release, plugin_dir=plugin_dir, gpu=gpu)
         if memory == "VRAM" and backend == "UCX":
             told["UCX_TLS"] = "tcp,self,cuda_copy"
     else:

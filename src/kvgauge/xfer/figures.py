@@ -4,6 +4,7 @@ Transfers of one round share its processes and their connection, so the round is
 is taken within a round, and its interval is Student's t over rounds.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, log
 
@@ -24,6 +25,7 @@ NS_PER_US, NS_PER_MS = 1e3, 1e6
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
 READ_CURE = "UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on on both sides (--env), or WRITE; docs/gpu.md"
 WRITE_CURE = "let UCX_TLS name cuda_ipc and cuda_copy on both sides; docs/gpu.md"
+_ERROR = re.compile(r"^E\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (.+)$", re.MULTILINE)
 _AT = {name: index for index, name in enumerate(COLUMNS)}
 
 
@@ -121,8 +123,15 @@ def row_of(rounds: Sequence[Measured], release: tuple[int, ...], *, fabric: str 
         evidence=evidence,
         valid=not against and bool(whole),
         against=against,
-        failures=tuple(f"round {found.round}: {found.failure}" for found in rounds if found.failure is not None),
+        failures=tuple(_failed(found) for found in rounds if found.failure is not None),
     )
+
+
+def _failed(found: Measured) -> str:
+    """Why, and NIXL's own first error, which says more than its status codes do."""
+    errors = (match[1] for text in found.logs.values() for match in _ERROR.finditer(text))
+    said = next(errors, None)
+    return f"round {found.round}: {found.failure}" + (f" (NIXL: {said[:300]})" if said else "")
 
 
 def expected_merged(work: Workload) -> int:
