@@ -48,7 +48,9 @@ ip -n "$initiators" addr add 10.99.2.2/24 dev kvgi$$
 ip -n "$targets" link set kvgt$$ up
 ip -n "$initiators" link set kvgi$$ up
 waited=0
-until [ "$(ip netns exec "$targets" cat "/sys/class/net/kvgt$$/operstate")" = up ]; do # libfabric passes over one that is not
+state() { ip netns exec "$1" cat "/sys/class/net/$2/operstate"; }
+# both ends: libfabric and UCX pass over an interface that is not up yet
+until [ "$(state "$targets" "kvgt$$")" = up ] && [ "$(state "$initiators" "kvgi$$")" = up ]; do
     waited=$((waited + 1))
     [ "$waited" -lt 50 ] || cannot "the veth pair did not come up within 5 s"
     sleep 0.1

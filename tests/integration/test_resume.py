@@ -16,7 +16,9 @@ import pytest
 
 from kvgauge.samples.read import load_exchanges
 
-KILLS_URL, KILLS_EMBEDDED = 42, 8
+KILLS_URL = int(os.environ.get("KVGAUGE_KILLS", "12"))  # 42 when this was written: as many take a minute
+REPETITIONS = KILLS_URL
+KILLS_EMBEDDED = 5
 LOST_S_MAX = 1.3  # a second, and what a busy machine adds
 
 PLAN = """
@@ -109,9 +111,9 @@ def on_disk(out):
     return [exchange for run in begun for exchange in load_exchanges(run)]
 
 
-def test_forty_two_random_kills_lose_at_most_a_second_each_and_the_plan_is_finished(tmp_path, server):
+def test_random_kills_lose_at_most_a_second_each_and_the_plan_is_finished(tmp_path, server):
     rng = random.Random(4)
-    (tmp_path / "plan.yaml").write_text(PLAN.format(repetitions=40, tokens=8, requests=60))
+    (tmp_path / "plan.yaml").write_text(PLAN.format(repetitions=REPETITIONS, tokens=8, requests=60))
     out = tmp_path / "out"
     begin = ["plan.yaml", "--out", "out", "--url", server.url]
     go_on = ["--resume", "out", "--url", server.url]
@@ -139,10 +141,10 @@ def test_forty_two_random_kills_lose_at_most_a_second_each_and_the_plan_is_finis
     _, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
     ended = statuses(out)
-    assert len(ended) == 40
+    assert len(ended) == REPETITIONS
     assert {status for _, status in ended} == {"valid"}
     finished = [run for run in (out / "runs").iterdir() if ".cut-" not in run.name]
-    assert len(finished) == 40
+    assert len(finished) == REPETITIONS
     assert all(len(load_exchanges(run)) == 61 for run in finished)
     assert kills >= KILLS_URL // 2
 
@@ -150,7 +152,7 @@ def test_forty_two_random_kills_lose_at_most_a_second_each_and_the_plan_is_finis
 @pytest.mark.nixl
 def test_kills_of_the_embedded_target_leave_no_process_and_done_runs_are_not_repeated(tmp_path):
     rng = random.Random(5)
-    (tmp_path / "plan.yaml").write_text(PLAN.format(repetitions=5, tokens=30, requests=8))
+    (tmp_path / "plan.yaml").write_text(PLAN.format(repetitions=4, tokens=30, requests=8))
     out = tmp_path / "out"
     before: dict[str, float] = {}
     for _ in range(KILLS_EMBEDDED):
@@ -172,7 +174,7 @@ def test_kills_of_the_embedded_target_leave_no_process_and_done_runs_are_not_rep
     last = start(tmp_path, "--resume", "out")
     _, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
-    assert [status for _, status in statuses(out)] == ["valid"] * 5
+    assert [status for _, status in statuses(out)] == ["valid"] * 4
     for run_id, written in before.items():
         assert (out / "runs" / run_id / "exchanges.parquet").stat().st_mtime == written
 

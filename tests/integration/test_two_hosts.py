@@ -14,7 +14,7 @@ from kvgauge.target.namespaces import SEARCHED
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "two-hosts.sh"
-RATE_MBIT = 200
+RATE_MBIT = 400
 CANNOT = 77
 
 
