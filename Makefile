@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENGINES := .venv-engines
 
-.PHONY: run test test-engines setup lint types unit overhead fuzz soak locks clean
+.PHONY: run test test-long test-engines setup lint types unit overhead fuzz soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -17,6 +17,10 @@ $(VENV)/ready: requirements/dev.lock requirements/install.py pyproject.toml
 
 test: setup lint  ## everything CI runs; types beside the first tests, which wait for no clock
 	$(MAKE) -j2 types unit
+
+test-long: setup  ## cases that make test leaves out, and kills by the dozen
+	KVGAUGE_KILLS=42 $(BIN)/python -m pytest -m long tests/integration
+	KVGAUGE_KILLS=42 $(BIN)/python -m pytest tests/integration/test_resume.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -35,7 +35,10 @@ def graphs(target):
     return target._reports()["decode-0"].cold.graphs
 
 
-@pytest.mark.parametrize(("backend", "operation"), [("UCX", "READ"), ("LIBFABRIC", "READ"), ("UCX", "WRITE")])
+@pytest.mark.parametrize(
+    ("backend", "operation"),
+    [pytest.param("UCX", "READ", marks=pytest.mark.long), ("LIBFABRIC", "READ"), ("UCX", "WRITE")],
+)
 def test_the_first_request_pays_what_was_declared_the_later_ones_do_not_and_it_is_said_to_be_modelled(
     embedded, backend, operation
 ):

@@ -95,9 +95,9 @@ def conduct_one(tmp_path):
 KILLED = [
     ("prefill-0", "before", {}),
     ("prefill-0", "during", {}),
-    ("prefill-0", "after", {}),
+    pytest.param("prefill-0", "after", {}, marks=pytest.mark.long),
     ("decode-0", "before", {"operation": "WRITE"}),
-    ("decode-0", "during", {}),
+    pytest.param("decode-0", "during", {}, marks=pytest.mark.long),
     ("decode-0", "during", {"operation": "WRITE"}),
     ("decode-0", "after", {"backend": "LIBFABRIC"}),
 ]

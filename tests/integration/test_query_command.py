@@ -29,6 +29,7 @@ def test_ctrl_c_ends_a_question(tmp_path, samples_folder):
         [sys.executable, "-m", "kvgauge", "query", sql, str(folder), "--timeout", "60"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a CI may start us ignoring it
     )
     try:
         until = time.monotonic() + 30

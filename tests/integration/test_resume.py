@@ -16,9 +16,9 @@ import pytest
 
 from kvgauge.samples.read import load_exchanges
 
-KILLS_URL = int(os.environ.get("KVGAUGE_KILLS", "12"))  # 42 when this was written: as many take a minute
+KILLS_URL = int(os.environ.get("KVGAUGE_KILLS", "12"))  # make test-long: 42
 REPETITIONS = KILLS_URL
-KILLS_EMBEDDED = 5
+KILLS_EMBEDDED = 4
 LOST_S_MAX = 1.3  # a second, and what a busy machine adds
 
 PLAN = """

@@ -49,7 +49,7 @@ def offer(driver, cell, tick):
 @pytest.mark.parametrize(
     ("name", "backend", "operation"),
     [
-        ("decode-0", "UCX", "READ"),
+        pytest.param("decode-0", "UCX", "READ", marks=pytest.mark.long),
         ("prefill-0", "UCX", "READ"),
         ("decode-0", "UCX", "WRITE"),
         ("decode-0", "LIBFABRIC", "READ"),  # of prefill: test_faults_peer.py, NIXL may never come back from it
