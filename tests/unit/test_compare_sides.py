@@ -119,6 +119,14 @@ def test_another_node_pair_nic_or_zone_is_refused(field):
         compare(*sides(one, other))
 
 
+def test_a_client_that_acknowledged_at_once_is_refused_beside_one_that_did_not():
+    quick = results_of({"A": 80})
+    quick = msgspec.structs.replace(quick, plan={**quick.plan, "quick_ack": True})
+    with pytest.raises(UsageError, match="quick_ack"):
+        compare(*sides(results_of({"A": 100}), quick))
+    compare(*sides(results_of({"A": 100}), quick), vary=["quick_ack"])
+
+
 def test_what_only_one_side_knows_of_its_machine_is_no_difference():
     compare(*sides(results_of({"A": 100}), results_of({"A": 100}, machine={})))
 

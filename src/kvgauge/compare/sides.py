@@ -15,12 +15,13 @@ from kvgauge.stats.runs import change, holm, over_runs
 
 # of the machine, and of what a cluster adds to it: two places differ in more than what was switched
 PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
+CLIENT = ("quick_ack",)  # of the plan: how its client behaved
 NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
 SWITCHED = ("backend", "build", "patches")  # what a comparison is about
 CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests")
 VARIABLE = (
-    *MUST_AGREE, *PLACE, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api", "stream",
-    "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
+    *MUST_AGREE, *PLACE, *CLIENT, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api",
+    "stream", "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
 )  # fmt: skip
 THROTTLED_FROM = 0.02  # request rates of a closed loop that differ by less are not worth a word
 
@@ -31,7 +32,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     label    how it is called: the test's name, the folder's too where names are equal
     source   where its results lie; sides of one source ran interleaved, so their repetitions are pairs
     cells    the plan's cells, by name, as results.json has them
-    machine  what is known of where it ran
+    machine  what is known of where it ran, and of how its client behaved
     primary  cell and metric its plan declared before anything ran; None: none
     limits   of imported results: what they lack
     """
@@ -156,7 +157,7 @@ def differences(before: Side, after: Side) -> list[Difference]:
         values = getattr(tests[0], field), getattr(tests[1], field)
         if values[0] != values[1]:
             found.append(Difference(field=field, before=values[0], after=values[1]))
-    for field in (*PLACE, *NOTED):
+    for field in (*PLACE, *CLIENT, *NOTED):
         values = before.machine.get(field), after.machine.get(field)
         if None not in values and values[0] != values[1]:
             found.append(Difference(field=field, before=values[0], after=values[1]))
