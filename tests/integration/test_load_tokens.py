@@ -10,10 +10,13 @@ import pytest
 
 from integration.test_load_driver import DONE, END, HEAD, Server, framed, offer, plain
 from integration.test_load_requests import TEMPLATE, vllm
+from kvgauge.load.how_many import HowMany
+from kvgauge.load.team import Team
 from kvgauge.load.texts import Said, Texts
 from kvgauge.samples.read import load_exchanges
 from kvgauge.tokens import choose, qwen
 from kvgauge.tokens.choose import Chosen
+from scene import make_cell
 from unit.test_tokens import tokenizer_json
 
 PIECES = ("Hello", " there, how", " are you today? naïve", " \U0001f600 1234")  # several tokens an event
@@ -165,3 +168,17 @@ def test_kept_texts_come_back_in_order_and_beyond_the_bound_nothing_is_kept(tmp_
         assert (few.kept, list(few)) == (len(list(few)), said[: few.kept])
         assert 0 < few.kept < 5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_load_workers_heard_without_usage_comes_to_the_conductor_once_each(tmp_path):
+    said, exchanges = [], []
+    two = HowMany(workers=2, why="asked for")
+    cell = make_cell(concurrency=3, requests=7, warmup_requests=2, input_tokens=8, output_tokens=30)
+    with (
+        Server(without_usage) as server,
+        Team(server.url, "m", host="here", decide=lambda _cell: two, folder=tmp_path, request_timeout_s=5) as team,
+    ):
+        load = team.run_cell(cell, run_id="r", seed=7, on_exchange=exchanges.append, keep_text=said.append)
+    assert (load.workers, load.completed) == (2, 7)
+    assert sorted(one.seq for one in said) == sorted(each.seq for each in exchanges) == list(range(9))
+    assert {one.texts for one in said} == {("", "".join(PIECES))}

@@ -20,6 +20,7 @@ from kvgauge.xfer.messages import MESSAGE_BYTES_MAX, Bye, Failed, FromWorker, St
 from kvgauge.xfer.workload import Side, Workload
 
 WORKER = "kvgauge.xfer.worker"
+END_HEARD_S = 0.5
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,9 +227,17 @@ class Crew:
         return self._steps.get(name, "starting")
 
     def _other_end(self, failed: str) -> str:
-        """A worker often fails because the other side has ended: then that comes first."""
-        ends = [how for place in self.places if (how := place.trouble()) is not None]
-        return next((f"{how}; then " for how in ends if not how.startswith(f"{failed} ")), "")
+        """A worker often fails because the other side has ended: then that comes first.
+
+        Its peer hears of an end before its parent can: sockets are closed first.
+        """
+        until = time.monotonic() + END_HEARD_S
+        while True:
+            ends = [how for place in self.places if (how := place.trouble()) is not None]
+            others = [how for how in ends if not how.startswith(f"{failed} ")]
+            if others or time.monotonic() > until:
+                return f"{others[0]}; then " if others else ""
+            time.sleep(0.02)
 
     def _last_words(self) -> None:
         """A worker that says why it fails ends right after: the reason is still on its way. raises TargetError"""
