@@ -18,7 +18,7 @@ from kvgauge.failures import UsageError
 from kvgauge.plan.records import Plan
 from kvgauge.report import results as results_files
 from kvgauge.report.results import RunResult
-from kvgauge.samples.disk import disk_errors
+from kvgauge.samples.disk import disk_errors, write_whole
 
 CONDITIONS, PLAN, LOCK = "conditions.json", "plan.json", ".lock"
 UNFINISHED = ("pending", "interrupted")
@@ -74,10 +74,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 def write_start(folder: Path, plan: Plan, conditions: Conditions) -> None:
     """Before the first run: what `load` will need. raises SamplesError when the folder cannot be written"""
     for name, what in ((PLAN, plan), (CONDITIONS, conditions)):
-        made = folder / f".{name}.{os.getpid()}"
-        with disk_errors(folder, name):
-            made.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
-            made.replace(folder / name)
+        write_whole(folder / name, msgspec.json.format(msgspec.json.encode(what)))
 
 
 def load(folder: Path) -> Saved:

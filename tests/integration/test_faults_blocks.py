@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kvgauge.conduct import Measured, judge
+from kvgauge.judge import Measured, judge
 from kvgauge.load.drive import Driver
 from pools import OpenPool, flip, put_stale, swap, zero
 from scene import held_blocks, make_cell, make_run, make_test

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from kvgauge import conduct, resume
+from kvgauge import conduct, judge, resume
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import BuildError, SamplesError, TargetError
@@ -581,9 +581,10 @@ def test_a_cell_that_lost_a_worker_has_failed_and_the_next_is_measured(scene, mo
 def test_workers_that_were_a_cells_bottleneck_are_known_in_the_next_run(scene, monkeypatch):
     decided = []
     monkeypatch.setattr(conduct, "Team", team_of(scene.world, decided))
-    monkeypatch.setattr(
-        conduct, "client_troubles", lambda cell, _: ["this client was the bottleneck"] if cell.name == "p" else []
-    )
+    for module in (conduct, judge):
+        monkeypatch.setattr(
+            module, "client_troubles", lambda cell, _: ["this client was the bottleneck"] if cell.name == "p" else []
+        )
     got = scene.walk(make_plan(repetitions=3), workers=doubled)
     assert decided == [("p", 2), ("q", 2), ("p", 4), ("q", 2), ("p", 8), ("q", 2)]
     assert {run.status for (_, cell), run in got.runs.items() if cell == "p"} == {"invalid"}

@@ -369,7 +369,7 @@ def test_an_address_in_use_is_said_to_the_parent_and_the_process_ends(tmp_path, 
             host="127.0.0.1", port=port, model="m", operation="READ", max_tokens=9, control=f"ipc://{tmp_path}/control",
             inbox=f"ipc://{tmp_path}/inbox", prefill=(), decode=(),
         )  # fmt: skip
-        monkeypatch.setattr(module, "die_with_parent", lambda: None)
+        monkeypatch.setattr(module, "die_with_parent", lambda _parent: None)
         monkeypatch.setattr(module, "signal", SimpleNamespace(signal=lambda *_: None, SIGINT=2, SIG_IGN=None))
         monkeypatch.setattr(module.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(encode(spec))))
         with pytest.raises(SystemExit) as caught:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import zmq
 
+import kvgauge.parent
 from kvgauge.builds.records import Build
 from kvgauge.failures import BuildError
 from kvgauge.kv import libraries
@@ -152,7 +153,8 @@ class Parent:
         self.inbox = self.context.socket(zmq.PUSH)
         self.inbox.connect(spec.inbox)
         self.code, self.raised = [], None
-        monkeypatch.setattr(worker, "die_with_parent", lambda: None)
+        monkeypatch.setattr(worker, "die_with_parent", lambda _parent: None)
+        monkeypatch.setattr(worker, "named_parent", lambda: None)
         monkeypatch.setattr(worker, "signal", SimpleNamespace(signal=lambda *_: None, SIGINT=2, SIG_IGN=None))
         stdin = SimpleNamespace(buffer=io.BytesIO(encode(spec)))
         monkeypatch.setattr(worker, "sys", SimpleNamespace(stdin=stdin, stderr=io.StringIO()))
@@ -251,11 +253,11 @@ def test_a_mistake_of_our_own_is_said_to_the_parent_and_raised_for_the_log(paren
 def test_a_worker_whose_parent_is_gone_already_does_not_start(monkeypatch, parent_pid, dies):
     asked, codes = [], []
     fake = SimpleNamespace(prctl=lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr(worker, "ctypes", SimpleNamespace(CDLL=lambda _name: fake))
+    monkeypatch.setattr(kvgauge.parent, "ctypes", SimpleNamespace(CDLL=lambda _name: fake))
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.delenv(messages.PARENT_VARIABLE, raising=False)
     if parent_pid is not None:
         monkeypatch.setenv(messages.PARENT_VARIABLE, str(os.getppid() + (parent_pid == "another")))
-    worker.die_with_parent()
-    assert asked == [(worker.PR_SET_PDEATHSIG, signal.SIGKILL)]
+    worker.die_with_parent(worker.named_parent())
+    assert asked == [(kvgauge.parent.PR_SET_PDEATHSIG, signal.SIGKILL)]
     assert codes == ([1] if dies else [])

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "kvgauge"
 
 # Lower first. A module may import from its own rank and from those above it in this list, never from below.
 ORDER = (
-    ("failures",),
+    ("failures", "parent"),
     ("models", "gpus"),
     ("tokens",),
     ("samples.records",),
@@ -32,10 +32,11 @@ ORDER = (
     ("report",),
     ("query", "peers"),
     ("xfer",),
+    ("judge",),
     ("conduct", "resume"),
     ("cli", "__main__"),
 )
-PURE = ("failures", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
+PURE = ("failures", "judge", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
         "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",

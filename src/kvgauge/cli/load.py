@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kvgauge.cli import watching, workers
+from kvgauge.cli import values, watching, workers
 from kvgauge.cli.headers import add_flags, headers_of, proxies_of, tls_of
 
 
@@ -17,7 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--url", "--base-url", required=True, metavar="URL")
     parser.add_argument("--model", "-m", metavar="NAME", help="as the server calls it (default: the one it serves)")
     load = parser.add_argument_group("load")
-    load.add_argument("--concurrency", "--max-concurrency", type=_whole_numbers, default=(), metavar="N[,N...]",
+    load.add_argument("--concurrency", "--max-concurrency", type=values.whole_numbers, default=(), metavar="N[,N...]",
                       help="requests under way at a time, a cell each (1)")  # fmt: skip
     load.add_argument("--request-rate", type=_rates, default=(), metavar="R[,R...]",
                       help="requests per second, a cell each, whatever has ended")  # fmt: skip
@@ -28,7 +28,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                       help="a rate for so many seconds, then the next, e.g. 1:30,5:30")  # fmt: skip
     load.add_argument("--trace", metavar="FILE", help="replay Mooncake's JSONL: timestamp, input_length, output_length")
     load.add_argument("--speed-up", type=float, metavar="X", help="divide a trace's time by this")
-    load.add_argument("--request-count", "--num-prompts", type=_whole_numbers, default=(), metavar="N[,N...]",
+    load.add_argument("--request-count", "--num-prompts", type=values.whole_numbers, default=(), metavar="N[,N...]",
                       help="for every cell, or one for each (10 a slot; 100 of a rate)")  # fmt: skip
     load.add_argument("--benchmark-duration", type=float, metavar="S", help="nothing becomes due later than this")
     load.add_argument("--until", type=_until, metavar="METRIC:SHARE",
@@ -67,8 +67,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_conversations(group: "argparse._ArgumentGroup") -> None:
     """AIPerf's names, and those it had before."""
-    group.add_argument("--conversation-num", "--num-conversations", "--num-sessions", type=_whole_numbers, default=(),
-                       metavar="N[,N...]", help="instead of --request-count (10 a slot; 100 of a rate)")  # fmt: skip
+    group.add_argument("--conversation-num", "--num-conversations", "--num-sessions", type=values.whole_numbers,
+                       default=(), metavar="N[,N...]",
+                       help="instead of --request-count (10 a slot; 100 of a rate)")  # fmt: skip
     group.add_argument("--conversation-turn-mean", "--session-turns-mean", type=float, metavar="N",
                        help="requests of each (1); of a dataset the most (all)")  # fmt: skip
     group.add_argument("--conversation-turn-stddev", "--session-turns-stddev", type=float, metavar="N", help="(0)")
@@ -150,13 +151,6 @@ def _only_model(args: argparse.Namespace) -> str:
     if len(served) != 1:
         raise UsageError(f"{args.url} serves {', '.join(served) or 'no model'}: name the one to load with --model")
     return served[0]
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers, separated by commas, got {text!r}") from None
 
 
 def _rates(text: str) -> tuple[float, ...]:

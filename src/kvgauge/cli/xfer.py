@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvgauge.cli import values
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kvgauge.builds.records import Build
     from kvgauge.xfer.asked import Asked
@@ -28,27 +30,33 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "what memory and a plain TCP stream of the same machine can do. Several values of a flag are swept.",
     )
     what = parser.add_argument_group("what is moved")
-    what.add_argument("--model", type=_words, default=(), metavar="NAME[:TP][,...]",
+    what.add_argument("--model", type=values.words, default=(), metavar="NAME[:TP][,...]",
                       help="paged KV of these models (Qwen3-0.6B, Llama-3.1-8B, Llama-3.1-70B:8)")  # fmt: skip
-    what.add_argument("--tokens", type=_whole_numbers, default=(512,), metavar="N[,...]", help="of a prompt (512)")
+    what.add_argument(
+        "--tokens", type=values.whole_numbers, default=(512,), metavar="N[,...]", help="of a prompt (512)"
+    )
     what.add_argument("--block-tokens", type=int, default=16, metavar="N", help="in a KV block (16)")
     what.add_argument("--tp", type=int, default=1, metavar="N", help="ranks a side, an agent each (1)")
     what.add_argument("--layers", type=int, metavar="N", help="only so many of the model's")
     what.add_argument("--kv-dtype", default="bf16", metavar="TYPE", help="(bf16)")
-    what.add_argument("--block-size", type=_sizes, default=(), metavar="SIZE[,...]",
+    what.add_argument("--block-size", type=values.sizes, default=(), metavar="SIZE[,...]",
                       help="blocks of no model, e.g. 4KiB,64KiB,1MiB")  # fmt: skip
-    what.add_argument("--count", type=_whole_numbers, default=(64,), metavar="N[,...]", help="of them a transfer (64)")
-    what.add_argument("--pattern", type=_choice("scattered", "contiguous"), default=("scattered",), metavar="P[,P]",
-                      help="scattered, contiguous (scattered)")  # fmt: skip
-    what.add_argument("--operation", type=_choice("READ", "WRITE"), default=("READ",), metavar="OP[,OP]",
+    what.add_argument(
+        "--count", type=values.whole_numbers, default=(64,), metavar="N[,...]", help="of them a transfer (64)"
+    )
+    what.add_argument("--pattern", type=values.choice("scattered", "contiguous"), default=("scattered",),
+                      metavar="P[,P]", help="scattered, contiguous (scattered)")  # fmt: skip
+    what.add_argument("--operation", type=values.choice("READ", "WRITE"), default=("READ",), metavar="OP[,OP]",
                       help="READ, WRITE (READ)")  # fmt: skip
-    what.add_argument("--depth", type=_whole_numbers, default=(1,), metavar="N[,...]", help="transfers under way (1)")
-    what.add_argument("--threads", type=_whole_numbers, default=(1,), metavar="N[,...]",
+    what.add_argument(
+        "--depth", type=values.whole_numbers, default=(1,), metavar="N[,...]", help="transfers under way (1)"
+    )
+    what.add_argument("--threads", type=values.whole_numbers, default=(1,), metavar="N[,...]",
                       help="Python threads of an initiator, each with agents of its own (1)")  # fmt: skip
     what.add_argument("--scheme", default="pairwise", metavar="S", help="pairwise, many-to-one, one-to-many (pairwise)")
     what.add_argument("--peers", type=int, default=2, metavar="N", help="processes on the side that is many (2)")
     what.add_argument("--memory", choices=("dram", "vram"), default="dram", help="both sides' (dram)")
-    what.add_argument("--device", type=_whole_numbers, default=(0,), metavar="N[,M]",
+    what.add_argument("--device", type=values.whole_numbers, default=(0,), metavar="N[,M]",
                       help="GPU of initiators, and of targets on this host (0)")  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--backend", choices=("UCX", "LIBFABRIC", "both"), default="both", help="(both, interleaved)")
@@ -260,7 +268,7 @@ def _report(
 ) -> bool:
     """Print and write; whether every row is whole and right. raises SamplesError"""
     from kvgauge.report.text import page
-    from kvgauge.xfer.files import write
+    from kvgauge.samples.disk import write_whole
     from kvgauge.xfer.results import document
     from kvgauge.xfer.rounds import results_of
     from kvgauge.xfer.table import render
@@ -277,7 +285,7 @@ def _report(
         for part in render(rows, ratios, tools):
             console.print(part)
         if args.json is not None:
-            write(args.json, text)
+            write_whole(args.json, text)
         print(f"results: {folder.path}")
     return bool(rows) and all(row.valid and not row.failures for row in rows)
 
@@ -371,34 +379,3 @@ def _say(line: str) -> None:
     import sys
 
     print("".join(c if c.isprintable() else " " for c in line), file=sys.stderr, flush=True)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers, separated by commas, got {text!r}") from None
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    from kvgauge.xfer.workload import parse_size
-
-    try:
-        return tuple(parse_size(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _choice(*allowed: str) -> "Callable[[str], tuple[str, ...]]":
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(dict.fromkeys(text.split(",")))
-        for word in words:
-            if word not in allowed:
-                raise argparse.ArgumentTypeError(f"expected {' or '.join(allowed)}, got {word!r}")
-        return words
-
-    return read

@@ -25,8 +25,8 @@ from kvgauge.kv import libraries, shapes
 from kvgauge.kv.agent import Agent
 from kvgauge.kv.shapes import SHAPES, Shape, UInt64
 from kvgauge.kv.transfer import RankInfo
+from kvgauge.parent import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 LATE_S = 0.2  # wrong data is looked at again after this: late is another mistake than wrong
 TURNS = (0, 1)  # the first transfer of a shape, and a later one
 
@@ -357,7 +357,7 @@ def run(worker: Worker) -> Ended:
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives kvgauge
+    die_with_parent(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=CaseSpec)
     if os.getppid() != spec.parent_pid:  # it was killed before the kernel knew that we want to hear of it

@@ -18,7 +18,7 @@ from kvgauge.load.site import Site
 from kvgauge.load.slot import Slot, overdue
 from kvgauge.load.stream import Connection, End, Incoming
 from kvgauge.load.tls import Session, TlsFailed, context_of
-from kvgauge.load.work import Ended, Limits, Work
+from kvgauge.load.work import Ended, Limits, Work, unsent
 
 CHECK_NS = 50_000_000  # how often deadlines and `stop` are looked at
 PASSES_MAX = 16  # so often in a row sockets may be ready before they count as restless
@@ -172,18 +172,7 @@ class Loop:
         assert self._arrivals is not None
         assert self._work is not None
         for due_ns in self._arrivals.overflow(now_ns):
-            ended = Ended(
-                slot=0,
-                seq=self._work.skip(),
-                due_ns=due_ns,
-                begun_ns=now_ns,
-                sent_ns=None,
-                ended_ns=now_ns,
-                incoming=None,
-                cut="unsent",
-                detail="it waited, behind too many others or too long after the end of the load, and was never sent",
-            )
-            self._work.over(ended)
+            self._work.over(unsent(self._work.skip(), due_ns, now_ns))
 
     def _begin(self, slot: Slot, due_ns: int) -> None:
         assert self._work is not None

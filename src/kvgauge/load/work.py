@@ -33,6 +33,21 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
 
 
+def unsent(seq: int, due_ns: int, now_ns: int) -> Ended:
+    """A request that is given up before it had a slot."""
+    return Ended(
+        slot=0,
+        seq=seq,
+        due_ns=due_ns,
+        begun_ns=now_ns,
+        sent_ns=None,
+        ended_ns=now_ns,
+        incoming=None,
+        cut="unsent",
+        detail="it waited, behind too many others or too long after the end of the load, and was never sent",
+    )
+
+
 class Work(Protocol):
     """What the loop asks of its owner."""
 

@@ -4,7 +4,6 @@
 end of the socket does.
 """
 
-import ctypes
 import os
 import select
 import signal
@@ -42,8 +41,8 @@ from kvgauge.load.proxy import Proxy
 from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
 from kvgauge.load.work import Begin
+from kvgauge.parent import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 ALIVE_S = 0.5
 SEND_TIMEOUT_S = 60.0
 
@@ -159,13 +158,6 @@ def driver_of(setup: Setup) -> Driver:
         proxy=Proxy(setup.proxy) if setup.proxy is not None else None,
         **setup.timeouts_s,  # type: ignore[arg-type]
     )
-
-
-def die_with_parent(parent: int) -> None:
-    """No worker outlives kvgauge, not even one that is stopped, or that kvgauge's death found still starting."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def main(descriptor: int, parent: int) -> int:

@@ -4,10 +4,8 @@ Version history of `schema`
     1  first
 """
 
-import contextlib
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +15,7 @@ import msgspec
 from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
-from kvgauge.samples.disk import unwritten
+from kvgauge.samples.disk import write_whole
 from kvgauge.stats.cells import counter_of
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
@@ -310,28 +308,8 @@ def write(results: Results, folder: Path) -> None:
 
     raises  SamplesError when the folder cannot be written
     """
-    _write_whole(folder / RESULTS_JSON, json_text(results).encode())
-    _write_whole(folder / RESULTS_CSV, csv_text(results).encode())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """A temporary name, fsync, rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise unwritten(error, path.parent, path.name) from error
+    write_whole(folder / RESULTS_JSON, json_text(results).encode())
+    write_whole(folder / RESULTS_CSV, csv_text(results).encode())
 
 
 def json_text(results: Results) -> str:

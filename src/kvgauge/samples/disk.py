@@ -20,6 +20,26 @@ def unwritten(error: OSError, folder: Path, what: str = "samples") -> SamplesErr
     )
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """A temporary name, fsync, rename: a reader, and a crash, see the old file or the new one. raises SamplesError"""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritten(error, path.parent, path.name) from error
+
+
 @contextlib.contextmanager
 def disk_errors(folder: Path, what: str = "samples") -> Iterator[None]:
     """Every OSError within as SamplesError."""

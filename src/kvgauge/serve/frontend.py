@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from kvgauge.parent import die_with_parent
 from kvgauge.serve import openai
 from kvgauge.serve.http import BadRequest, Connection, HttpRequest, response
 from kvgauge.serve.listener import MAX_CLIENTS, Listener, most_clients
@@ -37,7 +38,7 @@ from kvgauge.serve.messages import (
 )
 from kvgauge.serve.openai import ApiError
 from kvgauge.serve.router import Router
-from kvgauge.serve.worker import HIGH_WATER, die_with_parent
+from kvgauge.serve.worker import HIGH_WATER, named_parent
 
 LOOK_AWAY_NS = 100_000_000
 READ_BYTES = 256 << 10
@@ -259,7 +260,7 @@ class Frontend:
 
 
 def main() -> None:
-    die_with_parent()
+    die_with_parent(named_parent())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=FrontendSpec)
     try:

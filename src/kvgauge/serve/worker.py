@@ -4,7 +4,6 @@ Imports the standard library, numpy, msgspec, pyzmq and kvgauge's own code, noth
 build that may bring anything.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,11 +16,11 @@ import zmq
 
 from kvgauge.failures import KvgaugeError
 from kvgauge.models import MODELS
+from kvgauge.parent import die_with_parent
 from kvgauge.serve import messages
 from kvgauge.serve.messages import BEAT_NS, Ask, Beat, Died, FromParent, Peers, Ready, Spec, Stop, ToParent, encode
 from kvgauge.serve.ranks import Ranks
 
-PR_SET_PDEATHSIG = 1
 HIGH_WATER = 10_000  # messages; a sender that meets it waits, which is the back-pressure wanted
 SPIN_NS = 1_000_000  # closer to a deadline than this, do not sleep: zmq sleeps in whole milliseconds
 IDLE_MS = 5
@@ -73,16 +72,14 @@ class Sockets:
         self.context.destroy(linger=200)
 
 
-def die_with_parent() -> None:
-    """No process of the stack outlives kvgauge, not even one that kvgauge's death found still starting."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def named_parent() -> int | None:
+    """Who started this process, by its environment; None where it was started by hand."""
     parent = os.environ.get(messages.PARENT_VARIABLE)
-    if parent is not None and os.getppid() != int(parent):
-        os._exit(1)
+    return None if parent is None else int(parent)
 
 
 def main() -> None:
-    die_with_parent()
+    die_with_parent(named_parent())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Spec)
     sockets = Sockets(spec)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kvgauge.failures import UsageError
-from kvgauge.samples.disk import disk_errors
+from kvgauge.samples.disk import disk_errors, write_whole
 from kvgauge.xfer.measure import ORDER, Measured
 
 SCHEMA = 1
@@ -55,15 +55,7 @@ class Folder:
 
     def write_results(self, text: bytes) -> None:
         """raises SamplesError"""
-        write(self.path / "results.json", text)
-
-
-def write(path: Path, text: bytes) -> None:
-    """At once or not at all. raises SamplesError"""
-    with disk_errors(path.parent, path.name):
-        made = path.with_name(f".{path.name}.part")
-        made.write_bytes(text)
-        made.replace(path)
+        write_whole(self.path / "results.json", text)
 
 
 def slug(name: str) -> str:

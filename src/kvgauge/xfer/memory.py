@@ -12,6 +12,11 @@ from kvgauge.xfer.workload import WORD_BYTES, UInt64
 
 MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels are touched page by page
 
+GPU_HINT = (
+    "; does this transport reach GPU memory? libfabric needs a provider with FI_HMEM (efa has it, tcp has not), "
+    "UCX needs its CUDA transports (--fabric cuda, or any)"
+)
+
 
 class Pool(Protocol):
     """address, size_bytes, device: as NIXL is told them."""

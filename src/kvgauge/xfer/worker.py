@@ -4,7 +4,6 @@ It does what the conductor says, one message at a time, and polls its agents mea
 nothing arrives otherwise. Any error ends it: the conductor starts another for the next row.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -19,10 +18,11 @@ import zmq
 from kvgauge.failures import KvgaugeError, TransferError
 from kvgauge.kv import libraries
 from kvgauge.kv.agent import Agent
-from kvgauge.serve.messages import PARENT_VARIABLE
+from kvgauge.parent import die_with_parent
+from kvgauge.serve.worker import named_parent
 from kvgauge.xfer import image, limits, loop, verify
 from kvgauge.xfer.cuda import Device, load_runtime
-from kvgauge.xfer.memory import Pool, make_pool
+from kvgauge.xfer.memory import GPU_HINT, Pool, make_pool
 from kvgauge.xfer.messages import (
     MESSAGE_BYTES_MAX,
     Bye,
@@ -53,12 +53,7 @@ from kvgauge.xfer.messages import (
 )
 from kvgauge.xfer.workload import WORD_BYTES, descriptors, pair, rows
 
-PR_SET_PDEATHSIG = 1
 POLLS_BETWEEN = 32  # of a target, between two looks for messages: a look takes as long as a poll
-GPU_HINT = (
-    "; does this transport reach GPU memory? libfabric needs a provider with FI_HMEM (efa has it, tcp has not), "
-    "UCX needs its CUDA transports (--fabric cuda, or any)"
-)
 REST_MS = 1  # an initiator between batches leaves the cores to the others
 
 
@@ -384,11 +379,9 @@ def _note(turn: int) -> bytes:
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives kvgauge
+    die_with_parent(named_parent())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=WorkerSpec)
-    if os.environ.get(PARENT_VARIABLE) not in (None, str(os.getppid())):
-        return  # the parent was killed before the kernel knew that we want to hear of it
     worker = Worker(spec)
     try:
         worker.say(worker.start())
