@@ -1,5 +1,6 @@
 """Raw times to figures: what is taken within a round, and what over rounds."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from kvgauge.xfer.messages import Connected, Limited
 from kvgauge.xfer.results import NIXLBENCH, document, nixlbench_row
 from kvgauge.xfer.rounds import Setting, results_of
 from kvgauge.xfer.table import COLUMNS, ratio_line, render
-from kvgauge.xfer.tools import Figure, parse
+from kvgauge.xfer.tools import Figure, beside, parse
 from kvgauge.xfer.workload import Workload
 
 WORK = Workload(name="w", blocks=4, block_bytes=1000 * 8)  # 32,000 bytes a transfer
@@ -212,6 +213,32 @@ def test_figures_of_other_tools_are_read_and_other_output_is_refused():
             parse(tool, "nothing\n", 65536)
         with pytest.raises(TransferError):
             parse(tool, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "figures"),
+    [(65536, (9505.75, 0.00689)), (1_000_000, (1901.82, 0.52581)), (1_572_864, (3785.32, 0.41552)),
+     (3000, (1041.20, 0.00288)), (100, (4980.30, 0.00002))],
+)  # fmt: skip
+def test_what_fi_pingpong_1_17_wrote_is_read_whatever_way_it_wrote_the_size(samples_folder, size, figures):
+    assert parse("fi_pingpong", (samples_folder / "fi-pingpong-1.17.0-tcp.txt").read_text(), size) == pytest.approx(
+        figures
+    )
+
+
+def test_what_ucx_perftest_1_13_wrote_is_read(samples_folder):
+    text = (samples_folder / "ucx-perftest-1.13.1-get.txt").read_text()
+    assert parse("ucx_perftest", text, 65536) == (1171.185, pytest.approx(53.36 * 2**20 / 1e9))
+
+
+@pytest.mark.parametrize(("tool", "backend"), [("ucx_perftest", "UCX"), ("fi_pingpong", "LIBFABRIC")])
+def test_the_other_tools_give_a_figure_where_they_are_installed(tool, backend):
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed (Debian: ucx-utils, libfabric-bin)")
+    (figure,) = beside([WORK], [backend])
+    assert figure.tool == tool
+    assert figure.reason is None
+    assert figure.latency_us > 0
 
 
 PROTO = Path(__file__).parents[1] / "samples"

@@ -48,8 +48,8 @@ def _one(tool: str, path: str, size: int) -> Figure:
         server = [path, "-p", port]
         client = [path, "127.0.0.1", "-p", port, "-t", "ucp_get", "-s", str(size), "-n", str(ITERATIONS), "-f"]
     else:
-        server = [path, "-p", "tcp", "-B", port, "-S", str(size), "-I", str(ITERATIONS)]
-        client = [path, "-p", "tcp", "-P", port, "-S", str(size), "-I", str(ITERATIONS), "127.0.0.1"]
+        server = [path, "-p", "tcp", "-e", "rdm", "-B", port, "-S", str(size), "-I", str(ITERATIONS)]
+        client = [path, "-p", "tcp", "-e", "rdm", "-P", port, "-S", str(size), "-I", str(ITERATIONS), "127.0.0.1"]
     environment = {**os.environ, "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
     child = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
@@ -76,17 +76,19 @@ def parse(tool: str, text: str, size: int) -> tuple[float, float]:
             words = [line.split() for line in text.splitlines() if line.strip()][-1]
             numbers = [float(word) for word in words if word.replace(".", "", 1).isdigit()]
             return numbers[3], numbers[5] * 2**20 / 1e9
-        rows = [line.split() for line in text.splitlines() if line.split() and _size_of(line.split()[0]) == size]
+        rows = [line.split() for line in text.splitlines() if line.split() and _is_about(line.split()[0], size)]
         return float(rows[-1][6]), float(rows[-1][5]) / 1e3
     except (IndexError, ValueError):
         raise TransferError(f"{tool} printed what kvgauge cannot read: {text.strip()[-120:]!r}") from None
 
 
-def _size_of(word: str) -> int | None:
-    """fi_pingpong writes 64, 4k, 1m."""
+def _is_about(word: str, size: int) -> bool:
+    """fi_pingpong writes 100, 2.9k, 976k, 1.5m: cut off, not rounded."""
     factor = {"k": 1 << 10, "m": 1 << 20}.get(word[-1:].lower(), 1)
     number = word if factor == 1 else word[:-1]
-    return int(number) * factor if number.isdigit() else None
+    if not number.replace(".", "", 1).isdigit():
+        return False
+    return 0 <= size - float(number) * factor < factor * (0.1 if "." in number else 1)
 
 
 def _free_port() -> int:
