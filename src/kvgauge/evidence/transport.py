@@ -118,12 +118,13 @@ def _largest(facts: Iterable[Fact]) -> int | None:
     return max((int(fact.value) for fact in facts if fact.value.isdecimal() and len(fact.value) < 7), default=None)
 
 
-_WITNESSES = ("protocol_inter-node", "lane_inter-node", "protocol_intra-node", "lane_intra-node")
+_WITNESSES = ("gpu_protocol_inter-node", "gpu_protocol_intra-node", "protocol_inter-node", "lane_inter-node",
+              "protocol_intra-node", "lane_intra-node")  # fmt: skip
 
 
 def _carriers(logs: Sequence[LogFacts], backend: str | None) -> list[Fact]:
     """What carried remote memory access, by the best witness of each log: to other nodes before within one, protocol
-    tables before lanes; libfabric's provider. Of one backend's alone, where it is known which one it was."""
+    tables before lanes, those of GPU memory, where the KV lies then, before the host's; libfabric's provider. Of one backend's alone, where it is known which one it was."""
     found = []
     for log in logs:
         facts = log.facts

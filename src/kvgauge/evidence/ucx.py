@@ -124,7 +124,10 @@ class Tables:
         carried = ", ".join(f"{name}/{device}" for name, device in _LANE.findall(cells[2])) or cells[2]
         row = f"{kind} {cells[0]}: {cells[1]} over {carried}"
         yield "protocol", row
-        yield f"protocol_{'inter' if 'inter-node' in endpoint else 'intra'}-node", row
+        yield (
+            f"{'gpu_' if 'cuda' in kinds else ''}protocol_{'inter' if 'inter-node' in endpoint else 'intra'}-node",
+            row,
+        )
         if "emulation" in cells[1]:
             yield "emulated", row
 
