@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kvgauge.builds.install import install
 from kvgauge.target.embedded import EmbeddedTarget, Options
 from scene import make_run
+
+# Machines that run the tests are shared: how long an example took says nothing of the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture
