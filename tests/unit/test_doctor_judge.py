@@ -5,12 +5,14 @@ import pytest
 
 import trees
 from kvgauge.builds.pins import known_versions
-from kvgauge.doctor import fabrics, host, judge_transports, judge_variables, needs
+from kvgauge.doctor import fabrics, host, judge_variables, needs
 from kvgauge.doctor.examine import judge, unread
 from kvgauge.doctor.records import Attempt, Facts, FoundBuild, Plugin
 from kvgauge.evidence.cgroups import Cgroups
 from kvgauge.evidence.tree import Tree
 from kvgauge.plan import read
+from kvgauge.switch.transports import expand
+from kvgauge.switch.variables import NOBODY, VARIABLES
 from trees import GIB, MIB
 
 LIBRARIES = {name: f"/usr/lib64/{name}" for name in ("libibverbs.so.1", "libefa.so.1", "libmlx5.so.1")}
@@ -302,7 +304,21 @@ def test_the_workshops_variables_are_told_apart_into_read_and_unread(tmp_path):
         "NIXL_LIBFABRIC_MAX_RAILS",
         "NIXL_SKIP_TOPOLOGY_CHECK",
     ]
+    idle = [f.seen.split("=")[0] for f in examination.findings if f.key == "variables.idle"]
+    assert idle == ["FI_MR_CACHE_MAX_COUNT", "FI_MR_CACHE_MONITOR"]
     assert [f.key for f in examination.findings if f.level == "problem"] == []
+
+
+@pytest.mark.parametrize("variable", [v for v in VARIABLES.values() if v.reader == NOBODY], ids=lambda v: v.name)
+def test_what_switch_says_nobody_reads_doctor_says_too_with_what_to_use(tmp_path, variable):
+    (found,) = [
+        finding
+        for finding in said(facts_of(trees.efa_p5(tmp_path), variables={variable.name: "1"}))[1].findings
+        if finding.key == "variables.unread"
+    ]
+    assert found.seen.startswith(variable.name)
+    assert found.remedy == variable.instead != ""
+    assert judge_variables.kept({variable.name: "1"}) == {variable.name: "1"}
 
 
 @pytest.mark.parametrize(
@@ -416,9 +432,9 @@ def test_no_variable_that_may_hold_a_secret_is_kept():
 
 
 def test_aliases_of_ucx_stand_for_what_ucx_takes_them_for():
-    assert judge_transports.expand("rc,sm")[1] == {"rc_verbs", "rc_mlx5", "posix", "sysv", "xpmem", "knem", "cma"}
-    assert judge_transports.expand("\\rc_verbs,ud:aux")[1] == {"rc_verbs", "ud_mlx5", "ud_verbs"}
-    assert judge_transports.expand("^tcp")[2]
+    assert expand("rc,sm")[1] == {"rc_verbs", "rc_mlx5", "posix", "sysv", "xpmem", "knem", "cma"}
+    assert expand("\\rc_verbs,ud:aux")[1] == {"rc_verbs", "ud_mlx5", "ud_verbs"}
+    assert expand("^tcp")[2]
 
 
 # --- builds

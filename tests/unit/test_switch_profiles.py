@@ -10,6 +10,7 @@ from kvgauge.switch import table
 from kvgauge.switch.amounts import over_libfabric, over_ucx
 from kvgauge.switch.profiles import engine_of, vllm_config, wanted
 from kvgauge.switch.show import as_json, as_shell, as_yaml
+from kvgauge.switch.variables import VARIABLES
 
 PAIRS = [(b, f) for b in table.BACKENDS for f in table.FABRICS if (b, f) != ("LIBFABRIC", "ib")]
 LIBFABRIC_AS_DEPLOYED = """
@@ -60,7 +61,7 @@ def test_every_framework_is_told_its_backend_in_the_one_way_it_reads(engine, bac
         assert want.environment["SGLANG_DISAGGREGATION_NIXL_BACKEND"] == backend
         assert want.arguments == ("--disaggregation-transfer-backend", "nixl")
     other = "LIBFABRIC" if backend == "UCX" else "UCX"
-    assert not any(table.VARIABLES[name].side == other for name in want.environment)
+    assert not any(VARIABLES[name].side == other for name in want.environment)
     if profile == "minimal":
         carried = (
             over_ucx(want.environment.get("UCX_TLS"))
@@ -68,7 +69,7 @@ def test_every_framework_is_told_its_backend_in_the_one_way_it_reads(engine, bac
             else over_libfabric(want.environment["FI_PROVIDER"])
         )
         assert (carried.fabric, carried.fallback) == (fabric, False)
-        assert all(table.VARIABLES[name].reader for name in want.environment)
+        assert all(VARIABLES[name].reader for name in want.environment)
 
 
 @pytest.mark.parametrize("engine", table.ENGINES)
@@ -113,12 +114,12 @@ def test_what_cannot_be_is_refused_with_what_to_do():
 
 
 def test_every_entry_of_the_table_has_its_source_and_every_profile_only_known_variables():
-    for variable in table.VARIABLES.values():
+    for variable in VARIABLES.values():
         assert variable.says
         assert variable.source, variable.name
     for values in (*table.REFERENCE.values(), *table.MINIMAL.values()):
-        assert set(values) <= set(table.VARIABLES)
-    assert set(table.UNREAD_NAMES) <= {v.name for v in table.VARIABLES.values() if not v.reader}
+        assert set(values) <= set(VARIABLES)
+    assert set(table.UNREAD_NAMES) <= {v.name for v in VARIABLES.values() if not v.reader}
 
 
 @pytest.mark.parametrize(

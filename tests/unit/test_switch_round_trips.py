@@ -12,9 +12,10 @@ from kvgauge.switch.check import check, settings_of
 from kvgauge.switch.patch import Asked, put_back, switched
 from kvgauge.switch.places import chosen, read
 from kvgauge.switch.spans import Mapped, scalar, shell_words
+from kvgauge.switch.variables import VARIABLES
 
 FABRIC = {"UCX": "tcp", "LIBFABRIC": "efa"}
-NAMES = [*table.VARIABLES, "HF_HOME", "NCCL_DEBUG"]
+NAMES = [*VARIABLES, "HF_HOME", "NCCL_DEBUG"]
 COMMENTS = st.sampled_from(["", "  # why", "   #| odd", " # kvgauge says"])
 VALUES = st.sampled_from(
     ["1", "efa", "tcp,cuda_copy,sm,self", "rc", "é:# x", "it's", 'a "b"', "off", "LIBFABRIC", "UCX"]

@@ -157,7 +157,8 @@ def check(args: argparse.Namespace) -> int:
 
 def _environment(engine: str | None) -> "Settings":
     from kvgauge.switch.check import Settings
-    from kvgauge.switch.table import SELECTORS, VARIABLES
+    from kvgauge.switch.table import SELECTORS
+    from kvgauge.switch.variables import VARIABLES
 
     known = {name: value for name, value in os.environ.items() if name in VARIABLES}
     named = [own for own, selector in SELECTORS.items() if selector in known]

@@ -8,41 +8,12 @@ from collections.abc import Iterator, Mapping
 from kvgauge.doctor import judge_transports
 from kvgauge.doctor.needs import Needs
 from kvgauge.doctor.records import Facts, Finding, Level
+from kvgauge.switch.variables import NOBODY, VARIABLES, efa_reads, nixl_reads
 
-PREFIXES = ("UCX_", "FI_", "NIXL_", "TRTLLM_NIXL_", "SGLANG_DISAGGREGATION_NIXL_")
+PREFIXES = ("UCX_", "FI_", "NIXL_", "TRTLLM_NIXL_", "SGLANG_DISAGGREGATION_NIXL_", "VLLM_NIXL_")
 OTHERS = ("LD_LIBRARY_PATH", "LD_PRELOAD", "KUBERNETES_SERVICE_HOST", "RDMAV_FORK_SAFE", "IBV_FORK_SAFE")
 SECRETIVE = ("ENDPOINT", "TOKEN", "PASSWORD", "KEY")
 
-# name -> what to do instead. docs/decisions/0002; ai-dynamo/nixl main 8770b655a and every published wheel.
-NOBODY = {
-    "NIXL_BACKEND": "the backend is an argument: kv_connector_extra_config.backends of vLLM, "
-    "TRTLLM_NIXL_KVCACHE_BACKEND of TensorRT-LLM, SGLANG_DISAGGREGATION_NIXL_BACKEND of SGLang",
-    "NIXL_LIBFABRIC_MAX_RAILS": "fewer vpc.amazonaws.com/efa for the pod, or FI_EFA_IFACE (ai-dynamo/nixl#1161)",
-    "NIXL_LIBFABRIC_NUM_RAILS": "fewer vpc.amazonaws.com/efa for the pod, or FI_EFA_IFACE (ai-dynamo/nixl#1161)",
-    "NIXL_SKIP_TOPOLOGY_CHECK": "nothing: there is no such check to skip",
-    "NIXL_LIB_DIR": "NIXL_PLUGIN_DIR for plugins, LD_LIBRARY_PATH for libraries; only build scripts know this one",
-    "FI_EFA_ENABLE_SHM": "FI_EFA_ENABLE_SHM_TRANSFER",
-}
-_NIXL_READS = (
-    "CONFIG_FILE DISABLE_CUDA_ADDR_WA ETCD_ENDPOINTS ETCD_NAMESPACE LOG_LEVEL PLUGIN_DIR TCPSTORE_ENDPOINT "
-    "TCPSTORE_OP_TIMEOUT_MS TCPSTORE_TIMEOUT_MS UCX_DEEPBIND UCX_EXPECTED_SONAME UCX_SGL_ENABLE "
-    "UCX_WARNING_TIMEOUT LIBFABRIC_NUM_THREADS LIBFABRIC_SPLIT_BATCH_SIZE LIBFABRIC_POST_QUEUE_SIZE "
-    "LIBFABRIC_MAX_BW_PER_DRAM_SEG DEBUG_LOGGING TRACE_BACKENDS PREFIX NO_STUBS_FALLBACK COST_ANALYTICAL_BACKEND "
-    "MOONCAKE_IP_ADDR "
-)
-NIXL_READS = frozenset(_NIXL_READS.split())
-# ofiwg/libfabric, prov/efa/src/efa_env.c, August 2026, and names older releases read
-_EFA_READS = (
-    "CQ_SIZE EFA_CQ_READ_SIZE ENABLE_SHM_TRANSFER FORK_SAFE IFACE IMPLICIT_AV_SIZE INTER_MAX_GDRCOPY_MESSAGE_SIZE "
-    "INTER_MAX_MEDIUM_MESSAGE_SIZE INTER_MIN_READ_MESSAGE_SIZE INTER_MIN_READ_WRITE_SIZE INTER_READ_SEGMENT_SIZE "
-    "INTERNAL_RX_REFILL_THRESHOLD MAX_MEMCPY_SIZE MAX_TIMEOUT MR_CACHE_ENABLE MR_MAX_CACHED_COUNT "
-    "MR_MAX_CACHED_SIZE READCOPY_POOL_SIZE RECVWIN_SIZE RUNT_SIZE RX_COPY_OOO RX_COPY_UNEXP RX_SIZE SHM_AV_SIZE "
-    "SHM_CQ_READ_SIZE TIMEOUT_INTERVAL TRACK_MR TX_MIN_CREDITS TX_QUEUE_SIZE TX_SIZE USE_DATA_PATH_DIRECT "
-    "USE_DEVICE_RDMA USE_HUGE_PAGE USE_UNSOLICITED_WRITE_RECV USE_ZCPY_RX USE_HW_CNTR USE_SQ_REQ_ID_64_BIT "
-    "USE_SM2 HOMOGENEOUS_PEER SET_CUDA_SYNC_MEMOPS RX_WINDOW_SIZE TX_IOV_LIMIT RX_IOV_LIMIT SHM_MAX_MEDIUM_SIZE "
-    "MTU_SIZE "
-)
-EFA_READS = frozenset(_EFA_READS.split())
 LOUD = {
     "FI_LOG_LEVEL": ("debug", "trace"),
     "UCX_LOG_LEVEL": ("debug", "trace", "req", "data", "async", "func", "poll"),
@@ -99,16 +70,26 @@ def _finding(key: str, level: Level, seen: str, needed: str, remedy: str, source
 
 def _unread(facts: Facts, _needs: Needs) -> Iterator[Finding]:
     for name, value in sorted(facts.variables.items()):
-        if name in NOBODY:
+        known = VARIABLES.get(name)
+        if known is not None and known.reader == NOBODY:
             yield _finding(
                 "unread",
                 "warning",
-                f"{name}={value} is read by nobody",
+                f"{name}={value} is read by nobody: {known.says}",
                 "one that something reads, for what it is meant to do",
-                NOBODY[name],
-                "docs/decisions/0002",
+                known.instead,
+                known.source,
             )
-        elif name.startswith("FI_EFA_") and name.removeprefix("FI_EFA_") not in EFA_READS:
+        elif known is not None and known.idle:
+            yield _finding(
+                "idle",
+                "note",
+                f"{name}={value} has no effect: {known.says}",
+                "nothing: it neither helps nor harms",
+                "unset it, so that nobody counts on it",
+                known.source,
+            )
+        elif name.startswith("FI_EFA_") and not efa_reads(name):
             yield _finding(
                 "unread",
                 "warning",
@@ -117,7 +98,7 @@ def _unread(facts: Facts, _needs: Needs) -> Iterator[Finding]:
                 "unset it, or correct its name",
                 "ofiwg/libfabric prov/efa/src/efa_env.c",
             )
-        elif name.startswith("NIXL_") and not _nixl_reads(name):
+        elif name.startswith("NIXL_") and not nixl_reads(name):
             yield _finding(
                 "unread",
                 "note",
@@ -127,10 +108,6 @@ def _unread(facts: Facts, _needs: Needs) -> Iterator[Finding]:
                 "max_bw_per_dram_seg only",
                 "ai-dynamo/nixl main 8770b655a",
             )
-
-
-def _nixl_reads(name: str) -> bool:
-    return name.startswith("NIXL_TELEMETRY_") or name.removeprefix("NIXL_") in NIXL_READS
 
 
 def _engine_choice(facts: Facts, _needs: Needs) -> Iterator[Finding]:

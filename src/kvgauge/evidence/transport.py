@@ -124,7 +124,8 @@ _WITNESSES = ("gpu_protocol_inter-node", "gpu_protocol_intra-node", "protocol_in
 
 def _carriers(logs: Sequence[LogFacts], backend: str | None) -> list[Fact]:
     """What carried remote memory access, by the best witness of each log: to other nodes before within one, protocol
-    tables before lanes, those of GPU memory, where the KV lies then, before the host's; libfabric's provider. Of one backend's alone, where it is known which one it was."""
+    tables before lanes, those of GPU memory, where the KV lies then, before the host's; libfabric's provider. Of one
+    backend's alone, where it is known which one it was."""
     found = []
     for log in logs:
         facts = log.facts

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-# UCX's aliases and transports that leave the host, by fabric (UCX 9466d104 ucp_tl_aliases, uct/ib/efa/srd).
-_IB = ("rc", "rc_x", "rc_v", "rc_mlx5", "rc_verbs", "dc", "dc_x", "dc_mlx5", "gga", "gga_mlx5", "rc_gda")
-_UD = ("ud", "ud_x", "ud_v", "ud_mlx5", "ud_verbs")
+from kvgauge.switch.transports import RDMA, expand
+
 _TCP_DEVICES = ("eth", "ens", "enp", "eno", "bond", "lo", "veth", "wlan")
 
 
@@ -48,7 +47,7 @@ def _listed(words: list[str], tls: str, devices: str | None) -> Carried:
     tcp = "tcp" in words
     if "srd" in words:
         fabric = "efa"
-    elif set(words) & {*_IB, *_UD}:
+    elif expand(",".join(word for word in words if word != "ib"))[1] & (RDMA - {"srd"}):
         fabric = "efa" if _by_device(devices) == "efa" else "ib"
     elif "ib" in words:
         fabric = _by_device(devices) or ""

@@ -13,6 +13,7 @@ from kvgauge.switch.amounts import Carried, over_libfabric, over_ucx
 from kvgauge.switch.arguments import backends_named, role_of, set_in_shell, transceiver
 from kvgauge.switch.places import Manifest, Place, Variables, get, text_at
 from kvgauge.switch.profiles import Remark, about
+from kvgauge.switch.variables import VARIABLES
 
 BEYOND = "(from elsewhere)"
 
@@ -63,13 +64,13 @@ def settings_of(manifest: Manifest, place: Place, engine: str | None) -> Setting
     for kind, name in place.outside:
         data = get(manifest.config_maps.get(name), "data") if kind == "ConfigMap" else None
         for key, value in getattr(data, "value", []):
-            if key.value in table.VARIABLES:
+            if key.value in VARIABLES:
                 environment[str(key.value)] = str(value.value)
     for variables in reversed(place.variables):  # the first list wins
         environment |= known(variables)
     for word in place.words:
         name, equals, value = word.text.partition("=")
-        if equals and name in table.VARIABLES and set_in_shell((word,), name):
+        if equals and name in VARIABLES and set_in_shell((word,), name):
             environment[name] = value
     return Settings(
         where=place.name,
@@ -114,7 +115,7 @@ def known(variables: Variables) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in variables.entries.value if variables.entries is not None else []:
         name = text_at(entry, "name")
-        if name in table.VARIABLES:
+        if name in VARIABLES:
             value = text_at(entry, "value")
             found[name] = BEYOND if value is None and get(entry, "valueFrom") is not None else value or ""
     return found
@@ -170,13 +171,13 @@ def _backend(settings: Settings) -> tuple[str | None, str, list[Remark]]:
         what = {"UCX": "UCX"}.get(past[0].split("_")[2], past[0].split("_")[2].lower())
         says = f"{past[0]}=1 goes past NIXL where cache_transceiver_config.backend is DEFAULT"
         level = "contradiction" if env.get(selector, what) != what else "note"
-        return what, says, [Remark(level=level, about=past[0], says=says, source=table.VARIABLES[past[0]].source)]
+        return what, says, [Remark(level=level, about=past[0], says=says, source=VARIABLES[past[0]].source)]
     value = env.get(selector)
     if value == BEYOND:
         return None, f"{selector} comes from a ConfigMap or Secret", []
     if engine == "trtllm" and value not in (None, *table.BACKENDS):
         says = f"{selector}={value} is not one of UCX, LIBFABRIC (in capitals): TensorRT-LLM falls back to UCX"
-        source = table.VARIABLES[selector].source
+        source = VARIABLES[selector].source
         return "UCX", says, [Remark(level="contradiction", about=selector, says=says, source=source)]
     return value or "UCX", f"{selector}={value}" if value else f"{selector} is not set: UCX", []
 
@@ -212,7 +213,7 @@ def _named_otherwise(settings: Settings, backend: str | None) -> list[Remark]:
             level="contradiction",
             about=name,
             says=f"{name}={env[name]}, but {backend} runs: nobody reads {name}",
-            source=table.VARIABLES[name].source,
+            source=VARIABLES[name].source,
         )
         for name in table.UNREAD_NAMES
         if name in env and backend is not None and env[name] not in (backend, BEYOND)
@@ -222,7 +223,7 @@ def _named_otherwise(settings: Settings, backend: str | None) -> list[Remark]:
             continue
         if env.get(name, backend) not in (backend, BEYOND):
             says = f"{name}={env[name]}, but {backend} runs: {table.NAMES[settings.engine]} does not read it"
-            remarks.append(Remark(level="contradiction", about=name, says=says, source=table.VARIABLES[name].source))
+            remarks.append(Remark(level="contradiction", about=name, says=says, source=VARIABLES[name].source))
     selector = table.SELECTORS.get(settings.engine or "")
     if selector in env and settings.named and env[selector] != backend:
         says = f"{selector}={env[selector]} decides nothing: {settings.named[0]} moves the KV, not NIXL"
@@ -231,7 +232,7 @@ def _named_otherwise(settings: Settings, backend: str | None) -> list[Remark]:
         says, source = table.CONFLICT_10024
         remarks.append(Remark(level="contradiction", about="TensorRT-LLM#10024", says=says, source=source))
     if backend == "LIBFABRIC" and env.get("TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL") == "1":
-        known_variable = table.VARIABLES["TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL"]
+        known_variable = VARIABLES["TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL"]
         remarks.append(
             Remark(
                 level="contradiction", about=known_variable.name, says=known_variable.says, source=known_variable.source

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kvgauge.failures import UsageError
 from kvgauge.switch import table
 from kvgauge.switch.amounts import over_ucx
+from kvgauge.switch.variables import VARIABLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def wanted(
     if profile == "reference":
         removed = [name for name in table.REFERENCE[other] if name not in own]
     else:
-        removed = [v.name for v in table.VARIABLES.values() if v.side == other or (not v.reader and v.name not in own)]
+        removed = [v.name for v in VARIABLES.values() if v.side == other or (not v.reader and v.name not in own)]
     selector = table.SELECTORS.get(engine)
     if selector is not None and selector not in removed:  # reference UCX leaves TensorRT-LLM its default, which is UCX
         environment[selector] = backend
@@ -162,7 +163,7 @@ def _remarks(engine: str, backend: str, fabric: str, profile: str, environment: 
 
 def about(name: str, engine: str | None) -> list[Remark]:
     """That nobody reads this variable, that this engine does not, or that it has no effect; else nothing."""
-    known = table.VARIABLES.get(name)
+    known = VARIABLES.get(name)
     if known is None:
         return []
     if not known.reader:
