@@ -294,3 +294,15 @@ def test_a_damaged_manifest_is_refused_in_words_or_comes_back_whole(text, data):
         assert str(error)
         return
     assert regions.put_back(there.text) == regions.put_back(text)
+
+
+def test_a_script_that_ends_the_file_without_a_line_end_stays_whole():
+    text = (
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: w}\nspec:\n  template:\n    spec:\n"
+        "      containers:\n      - name: a\n        image: x/trtllm-runtime:1\n"
+        '        command: ["/bin/bash", "-c"]\n        args:\n          - |\n'
+        "            exec python3 -m dynamo.trtllm --model-path m --disaggregation-mode decode\n\n            echo end"
+    )
+    away = switched(text, Asked(backend="LIBFABRIC", profile="reference", fabric="efa")).text
+    assert switched(away, Asked(backend="UCX", profile="reference", fabric="tcp")).text != away
+    assert put_back(away).text == text

@@ -170,13 +170,28 @@ def _merged(text: str, edits: list[PlacedEdit]) -> list[tuple[int, int, list[Pla
     """Line ranges to replace, with their edits; ranges that touch are one."""
     ranges: list[tuple[int, int, list[PlacedEdit]]] = []
     for placed in sorted(edits, key=lambda p: (p.edit.start, p.edit.end)):
-        start, end = _whole_lines(text, min(placed.edit.start, placed.hold[0]), max(placed.edit.end, placed.hold[1]))
+        first = min(placed.edit.start, placed.hold[0], _above(text, placed.edit))
+        start, end = _whole_lines(text, first, max(placed.edit.end, placed.hold[1]))
         if ranges and start <= ranges[-1][1]:
             first, last, inside = ranges[-1]
             ranges[-1] = (min(first, start), max(last, end), [*inside, placed])
         else:
             ranges.append((start, end, [placed]))
     return ranges
+
+
+def _above(text: str, edit: Edit) -> int:
+    """Where a last line without a line end is to be kept, and may belong to a value over several lines (a script):
+    the line which that begins with, no deeper than what is added."""
+    if edit.start < len(text) or text.endswith("\n"):
+        return edit.start
+    at, deepest = len(text), _indent(edit.new)
+    while at > 0:
+        at = text.rfind("\n", 0, at - 1) + 1
+        line = text[at:].split("\n", 1)[0]
+        if line.strip() and _indent(line) <= deepest:
+            break
+    return at
 
 
 def _whole_lines(text: str, start: int, end: int) -> tuple[int, int]:
