@@ -20,6 +20,7 @@ from kvgauge.stats.cells import counter_of
 from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
+from kvgauge.stats.tails import is_largest, no_tail
 
 SCHEMA = 1
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
@@ -244,8 +245,8 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
             units[run.cell, metric] = estimate.unit
             if (counter := counter_of(estimate)) is not None:
                 counted_by[run.cell, metric] = counter
-            if is_largest(estimate):
-                no_verdict[run.cell, metric] = estimate.reason or ""
+            if (why := no_tail(metric, estimate, run.metrics.get("requests"))) is not None:
+                no_verdict[run.cell, metric] = why
     return TestValues(
         test=test,
         values=values,
@@ -255,11 +256,6 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
         confidence=confidence,
         counted_by=counted_by,
     )
-
-
-def is_largest(estimate: Estimate) -> bool:
-    """Whether a quantile had too few requests and is their maximum instead (stats/quantiles.py says so)."""
-    return (estimate.reason or "").startswith("max of n=")
 
 
 def _summary(plan: Plan, runs: Sequence[RunResult]) -> Iterable[SummaryRow]:

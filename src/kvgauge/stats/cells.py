@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.stats import tails
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 from kvgauge.stats.means import mean_estimate
 from kvgauge.stats.quantiles import quantile_estimate
@@ -109,12 +110,14 @@ def family(
 ) -> dict[str, Estimate]:
     """name_mean, _p50, _p90, _p95, _p99 of values in ms.
 
+    values    in the order of their requests: neighbours that resemble one another count for fewer in quantiles
     groups    how many independent observations the values come from, where that is not their count
     why_none  the reason when there are no values
     """
     if not len(values):
         return {f"{name}_{suffix}": missing("ms", why_none or "no values") for suffix in ("mean", *QUANTILES)}
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    series = np.asarray(values, dtype=np.float64)
+    ordered = np.sort(series)
     if independent:
         mean = mean_estimate(ordered.tolist(), "ms", of="request")
     else:
@@ -122,7 +125,8 @@ def family(
     listed: list[float] = ordered.tolist()
     found = {f"{name}_mean": mean}
     for suffix, q in QUANTILES.items():
-        found[f"{name}_{suffix}"] = quantile_estimate(listed, q, "ms", independent=independent)
+        worth = tails.independent(series, q) if independent else None
+        found[f"{name}_{suffix}"] = quantile_estimate(listed, q, "ms", independent=independent, effective_n=worth)
     if groups is None:
         return found
     return {key: _with_n(value, groups) for key, value in found.items()}
@@ -136,7 +140,7 @@ def _with_n(estimate: Estimate, n: int) -> Estimate:
 
 def latencies(good: Sequence[Exchange]) -> dict[str, Estimate]:
     """TTFT, end-to-end latency, TPOT and ITL, all in ms, of successful exchanges."""
-    answered = [exchange for exchange in good if exchange.arrivals_ns]
+    answered = sorted((exchange for exchange in good if exchange.arrivals_ns), key=lambda each: each.sent_ns)
     none = "no successful request" if not good else "no request brought content"
     ttfts = [ttft / NS_PER_MS for exchange in answered if (ttft := exchange.ttft_ns) is not None]
     e2es = [e2e / NS_PER_MS for exchange in answered if (e2e := exchange.e2e_ns) is not None]
@@ -176,7 +180,8 @@ def _gaps_ms(streamed: Sequence[Exchange]) -> npt.NDArray[np.float64]:
 
 
 def _transfer_times_ms(moves: Iterable[Transfer]) -> list[float]:
-    return [(move.transferred_ns - move.posted_ns) / NS_PER_MS for move in moves if move.transferred_ns is not None]
+    ordered = sorted(moves, key=lambda move: move.posted_ns)
+    return [(move.transferred_ns - move.posted_ns) / NS_PER_MS for move in ordered if move.transferred_ns is not None]
 
 
 def _why_no_transfers(good: Sequence[Exchange], ids: set[str], transfers: Sequence[Transfer]) -> str:

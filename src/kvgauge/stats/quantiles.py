@@ -8,6 +8,7 @@ from typing import TypeVar
 from kvgauge.failures import TooFewSamples
 from kvgauge.stats.estimate import Estimate, bare, missing
 
+WORTH = "that resemble their neighbours are worth"
 Number = TypeVar("Number", int, float)
 
 
@@ -89,11 +90,14 @@ def _rank_below(n: int, q: float, tail: float) -> int:
     return successes
 
 
-def quantile_estimate(ordered: Sequence[Number], q: float, unit: str, *, independent: bool = True) -> Estimate:
+def quantile_estimate(
+    ordered: Sequence[Number], q: float, unit: str, *, independent: bool = True, effective_n: int | None = None
+) -> Estimate:
     """Nearest rank with its interval, or the reason why there is none.
 
     A P99 of fewer than 299 values is the largest of them and says so: "max of n".
     independent  False leaves the interval out (values that follow one another in a request, for example)
+    effective_n  how many independent values these are worth (stats/tails.py); None: all of them are
     """
     n = len(ordered)
     name = f"P{q * 100:g}"
@@ -105,9 +109,13 @@ def quantile_estimate(ordered: Sequence[Number], q: float, unit: str, *, indepen
     point = nearest_rank(ordered, q)
     if not independent:
         return bare(float(point), unit, n, "not independent of one another: no interval")
-    ranks = interval_ranks(n, q, 0.95)
+    worth = n if effective_n is None else min(effective_n, n)
+    ranks = interval_ranks(worth, q, 0.95)
+    if ranks is None and worth < n and n >= needed:
+        return bare(float(point), unit, worth, f"{n} requests {WORTH} {worth}: a {name} interval needs {needed}")
     if ranks is None:
         largest = "max of " if point == ordered[-1] and q > 0.5 else ""
         return bare(float(point), unit, n, f"{largest}n={n}: a {name} interval needs {needed} requests")
-    low, high = ordered[ranks[0] - 1], ordered[ranks[1] - 1]
-    return Estimate(point=float(point), low=float(low), high=float(high), n=n, unit=unit)
+    low = (ranks[0] - 1) * n // worth  # the same shares of n as of what it is worth
+    high = -(-ranks[1] * n // worth) - 1
+    return Estimate(point=float(point), low=float(ordered[low]), high=float(ordered[high]), n=worth, unit=unit)
