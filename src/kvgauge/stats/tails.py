@@ -49,7 +49,8 @@ def no_tail(metric: str, estimate: Estimate, requests: Estimate | None) -> str |
     if not metric.endswith("_p99") or requests is None or requests.point is None:
         return None
     if requests.point < P99_REQUESTS_MIN:
-        return f"P99 of {requests.point:.0f} requests: a verdict needs {P99_REQUESTS_MIN:,} in each run, so that ten are slower"
+        wanted = f"a verdict needs {P99_REQUESTS_MIN:,} in each run, so that ten are slower"
+        return f"P99 of {requests.point:.0f} requests: {wanted}"
     return estimate.reason if WORTH in (estimate.reason or "") else None
 
 
