@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from kvgauge import capacity
 from kvgauge.compare.gains import known_within
 from kvgauge.failures import KvgaugeError, SamplesError
-from kvgauge.judge import Measured, judge, requests_of
+from kvgauge.judge import Measured, failed, judge, requests_of
 from kvgauge.load import count
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
@@ -32,7 +33,7 @@ from kvgauge.plan.trace import FileRequest
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
-from kvgauge.samples.disk import FULL, disk_errors, unwritten
+from kvgauge.samples.disk import FULL, disk_errors, unwritten, write_whole
 from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.read import load_metrics
 from kvgauge.samples.records import Exchange
@@ -105,6 +106,7 @@ class Conductor:
         self._tokenizers, self._proxies = tokenizers or {}, proxies
         done = done or {}
         self._seen = Seen()
+        self._pilots: list[capacity.Pilot] = []
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
 
@@ -115,17 +117,36 @@ class Conductor:
         write_start(self._folder, self._plan, self._conditions)
         self._write()
         over = {result.run_id for given in self._given.values() for result in given}
+        if any(run.run_id not in over for run in self._runs):
+            self._find_rates()
         for run in self._runs:
             if self._stop() or self._enough_after is not None:
                 break
             if run.run_id in over:
                 continue
             self._watcher.on_run(run, len(self._runs))
-            given = self._one(run)
+            given = self._rated(run)
             self._given[run.test.name] += given
             self._watcher.on_run_over(run, given)
             self._write()
         return self._results
+
+    def _find_rates(self) -> None:
+        """Pilots of the tests, where cells take their rates from them; a folder that is resumed has them already."""
+        file = self._folder / capacity.FILE
+        if file.exists():
+            try:
+                self._pilots = msgspec.json.decode(file.read_bytes(), type=list[capacity.Pilot])
+            except (OSError, msgspec.DecodeError) as error:
+                raise SamplesError(f"{file} cannot be read ({error}): its rates are not known, so begin anew") from None
+            return
+        for run in capacity.pilots(self._plan):
+            if self._stop():
+                return
+            self._watcher.on_run(run, len(self._runs))
+            self._pilots += [capacity.pilot_of(run.test, each) for each in self._one(run) if each.cell is not None]
+        if self._pilots and not self._stop():
+            write_whole(file, msgspec.json.format(msgspec.json.encode(self._pilots)))
 
     def exit_code(self) -> int:
         """130 after an interruption; 3 when a run did not end as its test expects; 1 when the primary metric of a
@@ -164,6 +185,16 @@ class Conductor:
 
     def _machine(self) -> dict[str, str | int]:
         return {"kvgauge": self._conditions.kvgauge, **self._conditions.machine}
+
+    def _rated(self, run: Run) -> list[RunResult]:
+        """A run with the rates that its pilots found; a cell without one has failed, and says why."""
+        rated, remarks, without = capacity.with_rates(run, self._plan.tests, self._pilots)
+        given = []
+        for result in self._one(rated):
+            said = remarks.get(result.cell or "")
+            more = result if said is None else msgspec.structs.replace(result, remarks=(*result.remarks, said))
+            given.append(more)
+        return given + [failed(run, cell, [without[cell.name]]) for cell in run.cells if cell.name in without]
 
     def _one(self, run: Run) -> list[RunResult]:
         folder = self._folder / "runs" / run.run_id

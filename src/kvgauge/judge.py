@@ -159,6 +159,11 @@ def _whole(run: Run, measured: Measured, against: list[str]) -> RunResult:
     )
 
 
+def failed(run: Run, cell: Cell, reasons: list[str]) -> RunResult:
+    """A cell that could not even be offered."""
+    return _result(run, cell, "failed", reasons, {})
+
+
 def _result(run: Run, cell: Cell, status: Status, reasons: list[str], metrics: dict[str, Estimate]) -> RunResult:
     return RunResult(
         run_id=run.run_id,

@@ -32,11 +32,11 @@ ORDER = (
     ("report",),
     ("query", "peers"),
     ("xfer",),
-    ("judge",),
+    ("judge", "capacity"),
     ("conduct", "resume"),
     ("cli", "__main__"),
 )
-PURE = ("failures", "judge", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
+PURE = ("failures", "judge", "capacity", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
         "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",

@@ -18,6 +18,7 @@ PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "g
 CLIENT = ("quick_ack",)  # of the plan: how its client behaved
 NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
 SWITCHED = ("backend", "build", "patches")  # what a comparison is about
+RATE_SHARE = 0.02  # by which the rates of two sides may differ and still be one load
 CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests")
 VARIABLE = (
     *MUST_AGREE, *PLACE, *CLIENT, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api",
@@ -168,7 +169,16 @@ def differences(before: Side, after: Side) -> list[Difference]:
             for field in sorted(cells[0].keys() & cells[1].keys() - set(CELL_FIELDS_ASIDE))
             if cells[0][field] != cells[1][field]
         ]
+        there, here = _offered(before, name), _offered(after, name)
+        if cells[0].get("capacity") and there and here and abs(here - there) > RATE_SHARE * there:
+            found.append(Difference(field="rate", before=there, after=here, cell=name))
     return found
+
+
+def _offered(side: Side, cell: str) -> float | None:
+    """The rate that a cell's runs offered, on average: where a pilot found it, the plan does not hold it."""
+    values = side.values.values.get((cell, "offered_rate_req_s"), {})
+    return sum(values.values()) / len(values) if values else None
 
 
 def _refused(one: Difference, vary: Collection[str], primary: Key) -> bool:

@@ -25,7 +25,7 @@ import msgspec
 from kvgauge.plan.conversation import in_sessions, read_conversation
 from kvgauge.plan.metrics import UNTIL_METRICS
 from kvgauge.plan.nodes import Value, nearest
-from kvgauge.plan.open import read_shape
+from kvgauge.plan.open import read_shape, refuse_other_capacities
 from kvgauge.plan.records import OPEN_LOADS, Cell, LoadShape, Until
 from kvgauge.plan.request import REQUEST_KEYS, read_request
 
@@ -91,6 +91,7 @@ def read_cells(value: Value, read_file: Callable[[str], bytes], primary_metric: 
             cells.append(cell)
         if len(cells) > CELLS_MAX:
             raise item.error(f"more than {CELLS_MAX} cells; split the plan")
+    refuse_other_capacities(value, cells)
     return tuple(cells)
 
 

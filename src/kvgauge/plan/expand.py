@@ -213,6 +213,15 @@ def run_s(test: Test, cells: Sequence[Cell]) -> float:
     return START_S + ranks * START_AGENT_S + sum(cell_s(test, cell) for cell in cells) + _cold_s(test, cells)
 
 
+def pilot_cells(plan: Plan) -> tuple[Cell, ...]:
+    """The closed cells that each test goes through once before all runs, because rates of open ones are shares of what
+    they answer."""
+    wanted = {cell.capacity.of for cell in plan.cells if cell.capacity is not None}
+    return tuple(cell for cell in plan.cells if cell.name in wanted)
+
+
 def estimate_s(plan: Plan) -> float:
-    """Rough seconds of the whole plan, without installing builds. Good to a factor of about two."""
-    return plan.repetitions * sum(run_s(test, plan.cells) for test in plan.tests)
+    """Rough seconds of the whole plan, pilots included, without installing builds. Good to a factor of about two."""
+    first = pilot_cells(plan)
+    pilots_s = sum(run_s(test, first) for test in plan.tests) if first else 0.0
+    return pilots_s + plan.repetitions * sum(run_s(test, plan.cells) for test in plan.tests)

@@ -1,17 +1,18 @@
 """Open loads: what a plan may say of them, and what their numbers amount to. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, sqrt
 from typing import Any
 
 import msgspec
 
 from kvgauge.plan.conversation import turns_mean
-from kvgauge.plan.nodes import Value
-from kvgauge.plan.records import Burst, Cell, LoadShape, Ramp, Step, Steps
+from kvgauge.plan.nodes import Value, nearest
+from kvgauge.plan.records import Burst, Capacity, Cell, LoadShape, Ramp, Step, Steps
 from kvgauge.plan.trace import parse, summary
 
 RATE_MIN, RATE_MAX = 0.001, 100_000.0  # requests per second
+CAPACITY_GUESSED = 4.0  # for how long a cell will take, before a pilot says what its rate is
 SPAN_S_MAX = 7 * 86_400
 SIZE_MAX = 4096
 RATES_MAX = 200
@@ -44,7 +45,9 @@ def read_shape(
         if load in loads and key not in fields and key not in OPTIONAL_KEYS:
             raise value.missing(key, f"a {load} load")
     found: dict[str, Any] = {}
-    if "rate" in fields:
+    if "rate" in fields and fields["rate"].is_mapping:
+        found["capacity"] = _capacity(fields["rate"])
+    elif "rate" in fields:
         found["rates"] = _rates(fields["rate"])
     if "burstiness" in fields:
         found["burstiness"] = fields["burstiness"].number(0.01, 1000)
@@ -81,6 +84,26 @@ def _rates(value: Value) -> list[float]:
             raise item.error(f"{rate:g} is listed twice; remove one")
         found.append(rate)
     return found
+
+
+def _capacity(value: Value) -> Capacity:
+    fields = _all_of(value, ("share", "of"))
+    return Capacity(share=fields["share"].number(0.01, 2, percent=True), of=fields["of"].scalar("a cell's name"))
+
+
+def refuse_other_capacities(value: Value, cells: Sequence[Cell]) -> None:
+    """raises PlanError where a rate's share is of a cell that is not there, or that has no capacity of its own"""
+    by_name = {cell.name: cell for cell in cells}
+    for cell in cells:
+        if cell.capacity is None:
+            continue
+        of = by_name.get(cell.capacity.of)
+        if of is None:
+            near = nearest(cell.capacity.of, by_name)
+            raise value.error(f"rate of {cell.name!r}: no cell is called {cell.capacity.of!r}; {near}")
+        if of.load != "closed" or of.conversation is not None:
+            why = "is no closed loop of single requests, which alone shows a capacity"
+            raise value.error(f"rate of {cell.name!r}: {of.name!r} {why}")
 
 
 def _all_of(value: Value, keys: tuple[str, ...]) -> dict[str, Value]:
@@ -183,6 +206,8 @@ def rate(cell: Cell) -> float:
     """Requests per second of an open cell while it is at its most; of a trace the mean."""
     if cell.rate is not None:
         return cell.rate
+    if cell.capacity is not None:
+        return CAPACITY_GUESSED
     if cell.ramp is not None:
         return max(cell.ramp.from_rate, cell.ramp.to_rate)
     if cell.burst is not None:
@@ -230,6 +255,8 @@ def said(cell: Cell) -> str:
         return f"steps of {told} (req/s, {cell.steps.arrivals})"
     if cell.trace is not None:
         return f"trace x{cell.speed_up:g}"
+    if cell.rate is None and cell.capacity is not None:
+        return f"{cell.load} at {cell.capacity.share:.0%} of {cell.capacity.of}"
     if cell.rate is not None:
         shape = f" burstiness {cell.burstiness:g}" if cell.burstiness is not None else ""
         return f"{cell.load} {cell.rate:g} req/s{shape}"

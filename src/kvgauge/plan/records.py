@@ -53,6 +53,14 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
         return sum(step.for_s for step in self.steps)
 
 
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate that a pilot finds: this share of the requests per second that the slowest of the tests that may be
+    compared answers in the closed cell `of`."""
+
+    share: float
+    of: str
+
+
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that follow one another: each turn's holds all that was said before.
 
@@ -142,7 +150,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     requests       measured requests, all slots together; where `duration_s` or `until` ends the cell, the most; with
                    `conversation` about how many its sessions will be
     sessions       measured conversations, at most; None without `conversation`
-    rate           requests per second of constant, poisson and gamma
+    rate           requests per second of constant, poisson and gamma; None while a pilot is to find it (`capacity`)
     burstiness     shape of gamma: 1 is poisson, below 1 comes in clusters, above 1 is more even
     speed_up       a trace's time is divided by this
     duration_s     nothing becomes due later than this; None: no such end
@@ -158,6 +166,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     input_tokens: int | None = None
     rate: float | None = None
+    capacity: Capacity | None = None
     burstiness: float | None = None
     ramp: Ramp | None = None
     burst: Burst | None = None

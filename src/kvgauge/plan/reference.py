@@ -60,13 +60,13 @@ def quick(plan: Plan) -> Plan:
     """The same tests with at most 3 repetitions, few requests, and no cell heavier than the deciding one: a first look.
 
     Warm-up shrinks to one request where a run first meets a prompt of that many KV blocks: cells that follow
-    on the same target find it warm.
+    on the same target find it warm. Cells whose rate a pilot has to find are left out: six pilots take minutes.
     """
     cells: list[Cell] = []
     met: set[int] = set()
     most = next((_closed_slots(cell) for cell in plan.cells if cell.name == plan.primary.cell), 0)
     for cell in plan.cells:
-        if cell.input_tokens is not None and _closed_slots(cell) > most > 0:
+        if cell.capacity is not None or (cell.input_tokens is not None and _closed_slots(cell) > most > 0):
             continue
         size = blocks(prompt_tokens(cell))
         cells.append(_quick_cell(cell, decides=cell.name == plan.primary.cell, warm=size in met))
