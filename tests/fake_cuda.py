@@ -63,3 +63,32 @@ class FakeCuda:
 
     def do_cuMemcpyDtoD_v2(self, into, out_of, size):
         ctypes.memmove(into, out_of, size)
+
+    def do_cuStreamCreate(self, stream, flags):
+        stream._obj.value = 500 + len(self.calls)
+
+    def do_cuModuleLoadData(self, module, text):
+        assert text.endswith(b"}\n\0")
+        module._obj.value = 600
+
+    def do_cuModuleGetFunction(self, function, module, name):
+        assert name == b"move_blocks"
+        function._obj.value = 700
+
+    def do_cuEventCreate(self, event, flags):
+        event._obj.value = 800 + len(self.calls)
+
+    def do_cuEventQuery(self, event):
+        """Not ready at every other look, so that waiting is waited for."""
+        self.looks = getattr(self, "looks", 0) + 1
+        return 600 * (self.looks % 2)
+
+    def do_cuLaunchKernel(self, function, count, shares, z, threads, y, w, shared, stream, told, extra):
+        """What the kernel does: block i of units of 16 bytes from table one, with its offset, to table two."""
+        kinds = (*4 * (ctypes.c_uint64,), ctypes.c_uint32)
+        out_of, skip, into, past, units = (kind.from_address(at).value for kind, at in zip(kinds, told, strict=True))
+        assert (z, y, w, shared, extra) == (1, 1, 1, 0, None)
+        assert 1 <= shares <= 65_535
+        sources, places = ((ctypes.c_uint64 * count).from_address(table) for table in (out_of, into))
+        for source, place in zip(sources, places, strict=True):
+            ctypes.memmove(place + past, source + skip, units * 16)

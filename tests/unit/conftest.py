@@ -270,6 +270,10 @@ class Nixl:
                 nixl.open.remove(handle)
                 nixl.fails(self.name, "release")
 
+            def send_notif(self, peer, note):
+                nixl.fails(self.name, "notify")
+                nixl.agents[peer if isinstance(peer, str) else peer.decode()].notes.append((self.name, note))
+
             def get_new_notifs(self):
                 nixl.fails(self.name, "poll")
                 found, self.notes = self.notes, []

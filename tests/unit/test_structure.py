@@ -48,9 +48,11 @@ PURE = ("failures", "judge", "capacity", "models", "backends", "plan", "kv.layou
         "evidence.sums", "evidence.transport", "evidence.nvml", "prove.answers", "prove.judge", "prove.page",
         "query.views", "peers.aiperf", "peers.vllm", "peers.nixlbench", "peers.records",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary",
-        "xfer.workload", "xfer.image", "xfer.fabric", "xfer.asked", "xfer.figures")  # fmt: skip
+        "xfer.workload", "xfer.signals", "xfer.image", "xfer.fabric", "xfer.asked", "xfer.figures",
+        "xfer.seen")  # fmt: skip
 XFER_WORKER = tuple(f"xfer.{name}" for name in
-                    ("worker", "loop", "image", "workload", "cuda", "memory", "limits", "messages", "verify"))  # fmt: skip
+                    ("worker", "loop", "image", "workload", "cuda", "memory", "limits", "messages", "verify", "signals",
+                     "kernel", "staging", "answers", "gathered", "connections"))  # fmt: skip
 IMPURE_MODULES = {"socket", "select", "subprocess", "threading", "time", "zmq", "asyncio", "requests", "urllib"}
 WORKER_MAY_IMPORT = {"kvgauge", "numpy", "msgspec", "zmq"}
 

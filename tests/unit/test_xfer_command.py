@@ -220,7 +220,7 @@ def commanded(monkeypatch, tmp_path):
             found = Measured(
                 round=number, backend=backend, work=work, load_ns=[1], agent_ns=[1], register_ns=[1], first_ns=9,
                 merged=1, nixl_bytes=work.transfer_bytes, backends={backend}, blocks_checked=5,
-                batches=[np.array([(0, 0, 1_000, 10, 1_010, 20, 5_000 + number, 30)], dtype=np.int64)],
+                batches=[np.array([(0, 0, 1_000, 10, 1_010, 20, 5_000 + number, 30, 5_000, 0, 0, 0)], dtype=np.int64)],
                 records=[np.ones((1, len(ORDER)), dtype=np.int64)], logs={"target-0": "a line\n"},
             )  # fmt: skip
             found.failure = fails(number, work.name)

@@ -7,11 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from kvgauge.xfer.figures import expected_merged, paired_ratio, ratios, row_of
+from kvgauge.xfer.figures import paired_ratio, ratios, row_of
 from kvgauge.xfer.measure import Measured
 from kvgauge.xfer.messages import Connected, Limited
 from kvgauge.xfer.results import NIXLBENCH, document, nixlbench_row
 from kvgauge.xfer.rounds import Setting, results_of
+from kvgauge.xfer.seen import expected_merged
 from kvgauge.xfer.table import COLUMNS, ratio_line, render
 from kvgauge.xfer.tools import Figure, beside, parse
 from kvgauge.xfer.workload import Workload
@@ -24,7 +25,8 @@ def table(latencies_us, *, lane=0, start_ns=0):
     """Transfers one after another: 2 us to prepare, 3 us to post, done at the latency; the gap is 1 us."""
     rows, now = [], start_ns
     for slot, latency in enumerate(latencies_us):
-        rows.append((lane, slot, now, 2_000, now + 2_000, 3_000, now + latency * 1_000, 1_000))
+        done = now + latency * 1_000
+        rows.append((lane, slot, now, 2_000, now + 2_000, 3_000, done, 1_000, done, 0, 0, 0))
         now += latency * 1_000
     return np.array(rows, dtype=np.int64)
 
@@ -188,6 +190,8 @@ def test_the_document_says_integrity_and_every_figure_with_n_and_unit(tmp_path):
     assert nixlbench_row(rows[0])["Avg Lat. (us)"] == 20
     assert {key for key, _ in COLUMNS} | {"load_ms", "copy_share_pct"} | {
         f"{what}_us_{q}" for what in ("prepare", "post", "transfer") for q in ("p50", "p90", "p999")
+    } | {
+        f"{what}_us_{q}" for what in ("gather", "scatter", "signal") for q in ("p50", "p90", "p99", "p999")
     } | {"prepare_us_p99"} == set(rows[0].figures)  # fmt: skip
 
 

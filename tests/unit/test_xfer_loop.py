@@ -59,7 +59,9 @@ def leg(wheel, slots=8):
 
 
 def batch(**changes):
-    return Batch(**{"operation": "READ", "note": b"n", "count": 4, "depth": 1, "timeout_ns": 10**9} | changes)
+    return Batch(
+        **{"operation": "READ", "turn": 1, "note": b"n", "count": 4, "depth": 1, "timeout_ns": 10**9} | changes
+    )
 
 
 def timed(wheels, clock, **changes):
@@ -74,7 +76,8 @@ def test_one_transfer_is_stamped_before_it_is_prepared_before_it_is_posted_and_a
     row = dict(zip(COLUMNS, table[0].tolist(), strict=True))
     assert row == {
         "lane": 6, "slot": 0, "begun_ns": 1_000, "prepare_ns": 6_000, "posted_ns": 7_000, "post_ns": 8_000,
-        "done_ns": 15_000 + 3 * 3_000, "gap_ns": 3_000,
+        "done_ns": 15_000 + 3 * 3_000, "gap_ns": 3_000, "moved_ns": 15_000 + 3 * 3_000, "gather_ns": 0,
+        "scatter_ns": 0, "signal_ns": 0,
     }  # fmt: skip
 
 

@@ -10,10 +10,12 @@ import pytest
 from fake_cuda import FakeCuda
 from kvgauge.builds.records import Build
 from kvgauge.failures import TransferError
+from kvgauge.xfer import answers, staging
 from kvgauge.xfer import measure as measuring
 from kvgauge.xfer import worker as working
 from kvgauge.xfer.cuda import Device
 from kvgauge.xfer.figures import row_of
+from kvgauge.xfer.loop import COLUMNS
 from kvgauge.xfer.measure import ORDER, Pace, measure
 from kvgauge.xfer.messages import Failed, WorkerSpec
 from kvgauge.xfer.places import Crew, Here
@@ -92,6 +94,7 @@ def conducted(monkeypatch, nixl_class):
 WORK = Workload(name="w", regions=2, blocks=3, block_bytes=64)
 
 
+@pytest.mark.parametrize("strategy", ["blocks", "gathered"])
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize(
     "changes",
@@ -107,15 +110,15 @@ WORK = Workload(name="w", regions=2, blocks=3, block_bytes=64)
         {"targets": 3, "threads": 2, "ranks": 2},
     ],
 )
-def test_every_shape_of_row_is_measured_and_every_byte_of_it_is_right(conducted, operation, changes):
-    work = msgspec.structs.replace(WORK, operation=operation, **changes)
+def test_every_shape_of_row_is_measured_and_every_byte_of_it_is_right(conducted, operation, strategy, changes):
+    work = msgspec.structs.replace(WORK, operation=operation, strategy=strategy, **changes)
     found = conducted(work)
     assert found.failure is None
     assert found.again_failure is None
     lanes = work.initiators * work.threads
     assert sum(len(table) for table in found.batches) == 9 * lanes
     transfers = lanes * (1 + 2 + 9 + 1)  # the first, warm-up, measured, and the one after connecting again
-    assert found.blocks_checked == transfers * work.descriptors
+    assert found.blocks_checked == transfers * work.transfer_blocks
     assert (found.blocks_wrong, found.outside) == (0, 0)
     assert found.nixl_bytes == work.transfer_bytes
     assert found.merged == work.descriptors
@@ -130,7 +133,8 @@ def test_every_shape_of_row_is_measured_and_every_byte_of_it_is_right(conducted,
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-@pytest.mark.parametrize("changes", [{}, {"threads": 2, "depth": 2}])
+@pytest.mark.parametrize("changes", [{}, {"threads": 2, "depth": 2}, {"strategy": "gathered"},
+                                     {"strategy": "gathered", "threads": 2, "depth": 3, "ranks": 2}])  # fmt: skip
 def test_gpu_memory_goes_the_same_way(conducted, monkeypatch, nixl_class, operation, changes):
     cuda, kinds = FakeCuda(), []
     monkeypatch.setattr(working, "Device", lambda number: Device(number, lambda _name: cuda))
@@ -148,6 +152,7 @@ def test_gpu_memory_goes_the_same_way(conducted, monkeypatch, nixl_class, operat
     assert found.gpu == "Fake H100 (10), driver for CUDA 13.2"
     assert found.copy.size_bytes > 0
     assert "cuMemcpyDtoD_v2" in cuda.calls
+    assert ("cuLaunchKernel" in cuda.calls) is (changes.get("strategy") == "gathered")
 
 
 def test_a_transport_that_cannot_reach_gpu_memory_says_what_it_needs(conducted, monkeypatch, nixl_class):
@@ -178,6 +183,69 @@ def test_records_say_round_batch_and_whether_they_count(conducted):
     assert table[:, ORDER.index("measured")].sum() == 9
     assert (table[:, ORDER.index("wrong_blocks")] == 0).all()
     assert (table[:, ORDER.index("done_ns")] > table[:, ORDER.index("begun_ns")]).all()
+
+
+GATHERED = msgspec.structs.replace(WORK, strategy="gathered", depth=2)
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_gathered_transfer_is_one_descriptor_and_its_parts_are_inside_what_the_whole_takes(conducted, operation):
+    found = conducted(msgspec.structs.replace(GATHERED, operation=operation))
+    assert found.failure is None
+    assert (found.merged, found.nixl_bytes) == (1, WORK.transfer_bytes)
+    table = np.concatenate(found.batches)
+    columns = {name: table[:, number] for number, name in enumerate(COLUMNS)}
+    latency = columns["done_ns"] - columns["begun_ns"]
+    moved = columns["moved_ns"] - columns["posted_ns"]
+    made = columns["prepare_ns"] if operation == "WRITE" else 0  # READ: made ready while the answer is awaited
+    parts = columns["gather_ns"] + moved + columns["scatter_ns"] + columns["signal_ns"] + made
+    assert min(columns["gather_ns"].min(), columns["scatter_ns"].min(), moved.min()) > 0
+    if operation == "READ":
+        assert (parts == latency).all()
+    else:  # posting begins a moment after gathering has ended
+        assert (abs(parts - latency) < latency).all()
+    row = row_of([found], (1, 5, 0))
+    assert row.valid
+    assert row.figures["gather_us_mean"].point > 0
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_block_scattered_into_another_place_is_found(conducted, monkeypatch, operation):
+    plain = staging.HostStage.scatter
+
+    def wrongly(self, slot, area):
+        self._areas[area][[0, 1]] = self._areas[area][[1, 0]]
+        plain(self, slot, area)
+
+    monkeypatch.setattr(staging.HostStage, "scatter", wrongly)
+    found = conducted(msgspec.structs.replace(GATHERED, operation=operation))
+    assert found.kinds == {"misplaced": 2 * 13}
+    assert not row_of([found], (1, 5, 0)).valid
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_blocks_gathered_too_late_are_found(conducted, monkeypatch, operation):
+    monkeypatch.setattr(staging.HostStage, "gather", lambda _self, _slot, _area: None)
+    found = conducted(msgspec.structs.replace(GATHERED, operation=operation))
+    assert found.blocks_wrong == found.blocks_checked
+    assert set(found.kinds) == {"zero"}
+
+
+@pytest.mark.parametrize(("operation", "said"), [("READ", "gathered"), ("WRITE", "put the blocks into their places")])
+def test_a_target_that_never_answers_ends_the_row_at_its_limit(conducted, monkeypatch, operation, said):
+    monkeypatch.setattr(answers.Answers, "answer", lambda _self, _heard: [])
+    found = conducted(msgspec.structs.replace(GATHERED, operation=operation), pace=Pace(timeout_s=0.3))
+    assert f"a gathered {operation} past its time limit of 0.3 s" in found.failure
+    assert f"the target has not said that it has {said}" in found.failure
+
+
+@pytest.mark.parametrize("method", ["notify", "register", "prepare", "make", "transfer"])
+def test_whatever_nixl_refuses_of_a_gathered_transfer_is_said(conducted, nixl_class, method):
+    def fails(agent, asked):
+        if asked == method:
+            raise RuntimeError("NIXL_ERR_BACKEND")
+
+    assert "NIXL_ERR_BACKEND" in conducted(GATHERED, nixl_class(fails=fails)).failure
 
 
 def breaking(nixl, how, *, after=0):

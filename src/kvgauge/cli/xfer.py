@@ -48,6 +48,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                       metavar="P[,P]", help="scattered, contiguous (scattered)")  # fmt: skip
     what.add_argument("--operation", type=values.choice("READ", "WRITE"), default=("READ",), metavar="OP[,OP]",
                       help="READ, WRITE (READ)")  # fmt: skip
+    what.add_argument("--strategy", type=values.choice("blocks", "gathered"), default=("blocks",), metavar="S[,S]",
+                      help="blocks: as they lie, a descriptor each; gathered: through one buffer (blocks)")  # fmt: skip
     what.add_argument(
         "--depth", type=values.whole_numbers, default=(1,), metavar="N[,...]", help="transfers under way (1)"
     )
@@ -123,6 +125,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
         counts=args.count,
         patterns=args.pattern,
         operations=args.operation,
+        strategies=args.strategy,
         depths=args.depth,
         threads=args.threads,
         scheme=args.scheme,

@@ -87,6 +87,13 @@ class Agent:
             raise TransferError(f"{self.name} cannot connect over {self.backend}: {_text(error)}") from error
         return peer, added - began, time.monotonic_ns() - added
 
+    def tell(self, peer: str, note: bytes) -> None:
+        """Send a notification that belongs to no transfer. raises TransferError"""
+        try:
+            self._agent.send_notif(peer, note)
+        except Exception as error:
+            raise TransferError(f"{self.name} cannot notify {peer}: {_text(error)}") from error
+
     def prepare(self, descriptors: UInt64, peer: str | None = None, memory: str = "DRAM") -> Any:
         """A prepared descriptor list of our own memory, or of a connected peer's. raises TransferError"""
         try:

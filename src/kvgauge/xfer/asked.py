@@ -8,7 +8,7 @@ import msgspec
 from kvgauge.failures import UsageError
 from kvgauge.models import DTYPE_BYTES, MODELS, check_tp
 from kvgauge.plan.nodes import nearest
-from kvgauge.xfer.workload import Memory, Operation, Pattern, Workload, of_model, refusal, size_text
+from kvgauge.xfer.workload import Memory, Operation, Pattern, Strategy, Workload, of_model, refusal, size_text
 
 REFERENCE = ("Qwen3-0.6B", "Llama-3.1-8B", "Llama-3.1-70B:8")
 SCHEMES = {"pairwise": (1, 1), "many-to-one": (0, 1), "one-to-many": (1, 0)}  # processes a side; 0: as many as --peers
@@ -32,6 +32,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     counts: tuple[int, ...] = (64,)
     patterns: tuple[Pattern, ...] = ("scattered",)
     operations: tuple[Operation, ...] = ("READ",)
+    strategies: tuple[Strategy, ...] = ("blocks",)
     depths: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (1,)
     scheme: str = "pairwise"
@@ -45,15 +46,16 @@ def workloads_of(asked: Asked) -> tuple[Workload, ...]:
         raise UsageError(f"unknown scheme {asked.scheme!r}; {nearest(asked.scheme, list(SCHEMES))}")
     initiators, targets = (count or asked.peers for count in SCHEMES[asked.scheme])
     kinds = [*_models(asked), *_blocks(asked)]
-    variants = list(product(asked.patterns, asked.operations, asked.depths, asked.threads))
+    variants = list(product(asked.patterns, asked.operations, asked.strategies, asked.depths, asked.threads))
     if len(kinds) * len(variants) > ROWS_MAX:
         raise UsageError(f"{len(kinds) * len(variants):,} rows: at most {ROWS_MAX}; sweep less at a time")
     found = []
-    for kind, (pattern, operation, depth, threads) in product(kinds, variants):
+    for kind, (pattern, operation, strategy, depth, threads) in product(kinds, variants):
         work = msgspec.structs.replace(
             kind,
             pattern=pattern,
             operation=operation,
+            strategy=strategy,
             depth=depth,
             threads=threads,
             initiators=initiators,
@@ -71,6 +73,7 @@ def _named(work: Workload, asked: Asked) -> str:
     swept = (
         (asked.patterns, work.pattern),
         (asked.operations, work.operation),
+        (asked.strategies, work.strategy),
         (asked.depths, f"depth {work.depth}"),
         (asked.threads, f"threads {work.threads}"),
     )

@@ -18,6 +18,9 @@ CODES = {  # CUresult, of those that tell what to do next
     100: "CUDA_ERROR_NO_DEVICE",
     101: "CUDA_ERROR_INVALID_DEVICE",
     201: "CUDA_ERROR_INVALID_CONTEXT",
+    209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    218: "CUDA_ERROR_INVALID_PTX",
+    222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",
     801: "CUDA_ERROR_NOT_SUPPORTED",
     802: "CUDA_ERROR_SYSTEM_NOT_READY",
@@ -40,6 +43,13 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoD_v2": (_ADDRESS, _POINTER, _SIZE),
     "cuMemcpyDtoH_v2": (_POINTER, _ADDRESS, _SIZE),
     "cuMemcpyDtoD_v2": (_ADDRESS, _ADDRESS, _SIZE),
+    "cuStreamCreate": (_POINTER, ctypes.c_uint),
+    "cuModuleLoadData": (_POINTER, ctypes.c_char_p),
+    "cuModuleGetFunction": (_POINTER, _POINTER, ctypes.c_char_p),
+    "cuEventCreate": (_POINTER, ctypes.c_uint),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventQuery": (_POINTER,),
+    "cuLaunchKernel": (_POINTER, *7 * (ctypes.c_uint,), _POINTER, _POINTER, _POINTER),
 }
 
 
@@ -75,40 +85,40 @@ class Device:
     def __init__(self, number: int, load: Callable[[str], Any] = ctypes.CDLL) -> None:
         self.number = number
         self._cuda = require(load)
-        self._call("cuInit", 0)
+        self.call("cuInit", 0)
         count = ctypes.c_int(0)
-        self._call("cuDeviceGetCount", ctypes.byref(count))
+        self.call("cuDeviceGetCount", ctypes.byref(count))
         if not 0 <= number < count.value:
             raise TransferError(
                 f"there is no GPU {number}: CUDA sees {count.value} here, numbered from 0; see --device"
             )
         handle = ctypes.c_int(0)
-        self._call("cuDeviceGet", ctypes.byref(handle), number)
+        self.call("cuDeviceGet", ctypes.byref(handle), number)
         name = ctypes.create_string_buffer(128)
-        self._call("cuDeviceGetName", name, len(name), handle.value)
+        self.call("cuDeviceGetName", name, len(name), handle.value)
         self.name = name.value.decode("utf-8", "replace")
         self._context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle.value)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle.value)
         self.enter()
 
     def enter(self) -> None:
         """Make the context current in the calling thread: each thread that touches the memory must."""
-        self._call("cuCtxSetCurrent", self._context)
+        self.call("cuCtxSetCurrent", self._context)
 
     @property
     def driver(self) -> str:
         """The newest CUDA this driver speaks, as 13.0."""
         version = ctypes.c_int(0)
-        self._call("cuDriverGetVersion", ctypes.byref(version))
+        self.call("cuDriverGetVersion", ctypes.byref(version))
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def allocate(self, size_bytes: int) -> int:
         """Address of new device memory. raises TransferError, with what is free where it is too little"""
         address = ctypes.c_uint64(0)
-        code = self._function("cuMemAlloc_v2")(ctypes.byref(address), size_bytes)
+        code = self.function("cuMemAlloc_v2")(ctypes.byref(address), size_bytes)
         if code == 2:
             free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-            self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+            self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
             raise TransferError(
                 f"GPU {self.number} ({self.name}) has no room for {size_bytes >> 20:,} MiB: {free.value >> 20:,} of "
                 f"{total.value >> 20:,} MiB are free; end what uses it, or take fewer tokens or a smaller depth"
@@ -117,27 +127,28 @@ class Device:
         return address.value
 
     def free(self, address: int) -> None:
-        self._call("cuMemFree_v2", address)
+        self.call("cuMemFree_v2", address)
 
     def upload(self, address: int, host: int, size_bytes: int) -> None:
         """Host memory to the device; returns when it is there."""
-        self._call("cuMemcpyHtoD_v2", address, host, size_bytes)
-        self._call("cuCtxSynchronize")
+        self.call("cuMemcpyHtoD_v2", address, host, size_bytes)
+        self.call("cuCtxSynchronize")
 
     def download(self, host: int, address: int, size_bytes: int) -> None:
         """Device memory to the host, once everything before it on the device is done."""
-        self._call("cuCtxSynchronize")
-        self._call("cuMemcpyDtoH_v2", host, address, size_bytes)
+        self.call("cuCtxSynchronize")
+        self.call("cuMemcpyDtoH_v2", host, address, size_bytes)
 
     def copy(self, into: int, out_of: int, size_bytes: int) -> None:
         """Device to device; may return before it is done: `finish` waits."""
-        self._call("cuMemcpyDtoD_v2", into, out_of, size_bytes)
+        self.call("cuMemcpyDtoD_v2", into, out_of, size_bytes)
 
     def finish(self) -> None:
         """Return when everything asked of the device is done."""
-        self._call("cuCtxSynchronize")
+        self.call("cuCtxSynchronize")
 
-    def _function(self, name: str) -> Any:
+    def function(self, name: str) -> Any:
+        """A call of the driver. raises TransferError when it has none of this name"""
         try:
             function = getattr(self._cuda, name)
         except AttributeError:
@@ -147,8 +158,9 @@ class Device:
         function.argtypes, function.restype = SIGNATURES[name], ctypes.c_int
         return function
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        self._judge(name, self._function(name)(*arguments))
+    def call(self, name: str, *arguments: Any) -> None:
+        """raises TransferError, with the call and what the driver said"""
+        self._judge(name, self.function(name)(*arguments))
 
     def _judge(self, name: str, code: int) -> None:
         if code == 0:

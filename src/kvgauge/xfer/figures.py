@@ -4,14 +4,13 @@ Transfers of one round share its processes and their connection, so the round is
 is taken within a round, and its interval is Student's t over rounds.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import exp, log
 
 import msgspec
 import numpy as np
 
-from kvgauge.evidence import nixl, ucx
+from kvgauge.evidence import nixl
 from kvgauge.evidence.facts import Missing
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 from kvgauge.stats.means import mean_estimate
@@ -19,30 +18,12 @@ from kvgauge.stats.quantiles import nearest_rank
 from kvgauge.xfer.loop import COLUMNS, Table
 from kvgauge.xfer.measure import Measured
 from kvgauge.xfer.messages import Connected, Limited
-from kvgauge.xfer.workload import Workload, merged, pair, rows
+from kvgauge.xfer.seen import Integrity, contradictions, evidence_of, expected_merged, failed
+from kvgauge.xfer.workload import Workload
 
 NS_PER_US, NS_PER_MS = 1e3, 1e6
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
-READ_CURE = "UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on on both sides (--env), or WRITE; docs/gpu.md"
-WRITE_CURE = "let UCX_TLS name cuda_ipc and cuda_copy on both sides; docs/gpu.md"
-_ERROR = re.compile(r"^E\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (.+)$", re.MULTILINE)
 _AT = {name: index for index, name in enumerate(COLUMNS)}
-
-
-class Integrity(msgspec.Struct, frozen=True, kw_only=True):
-    """Every byte of every block of every transfer was compared, warm-up and first transfers included.
-
-    blocks_outside  changed although nothing was moved there
-    """
-
-    blocks_checked: int
-    blocks_wrong: int
-    kinds: dict[str, int]
-    blocks_outside: int
-
-    @property
-    def right(self) -> bool:
-        return self.blocks_checked > 0 and not self.blocks_wrong and not self.blocks_outside
 
 
 class RowResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +84,8 @@ def row_of(rounds: Sequence[Measured], release: tuple[int, ...], *, fabric: str 
     work, backend = rounds[0].work, rounds[0].backend
     whole = [found for found in rounds if found.failure is None]
     integrity = summed([integrity_of(found) for found in rounds])
-    evidence = _evidence(rounds)
-    against = _against(rounds, integrity)
+    evidence = evidence_of(rounds)
+    against = contradictions(rounds, integrity)
     if fabric == "cuda" and "emulated" in evidence:
         against += (f"UCX emulates it in software ({evidence['emulated']}): {evidence['do']}",)
     return RowResult(
@@ -123,69 +104,8 @@ def row_of(rounds: Sequence[Measured], release: tuple[int, ...], *, fabric: str 
         evidence=evidence,
         valid=not against and bool(whole),
         against=against,
-        failures=tuple(_failed(found) for found in rounds if found.failure is not None),
+        failures=tuple(failed(found) for found in rounds if found.failure is not None),
     )
-
-
-def _failed(found: Measured) -> str:
-    """Why, and NIXL's own first error, which says more than its status codes do."""
-    errors = (match[1] for text in found.logs.values() for match in _ERROR.finditer(text))
-    said = next(errors, None)
-    return f"round {found.round}: {found.failure}" + (f" (NIXL: {said[:300]})" if said else "")
-
-
-def expected_merged(work: Workload) -> int:
-    """Descriptors of one transfer after neighbours on both sides became one: thread 0 of initiator 0, every target."""
-    legs = 0
-    for target in range(work.targets):
-        number = pair(work, target, 0)
-        legs += merged(rows(work, "initiator", number, 0), rows(work, "target", number, 0))
-    return legs * work.ranks
-
-
-def _against(rounds: Sequence[Measured], integrity: Integrity) -> tuple[str, ...]:
-    """What contradicts what was asked: such numbers are shown, marked, and compared with nothing."""
-    backend, work = rounds[0].backend, rounds[0].work
-    said = []
-    if integrity.blocks_wrong:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(integrity.kinds.items()))
-        said.append(f"{integrity.blocks_wrong:,} of {integrity.blocks_checked:,} blocks wrong ({kinds})")
-    if integrity.blocks_outside:
-        said.append(f"{integrity.blocks_outside:,} blocks overwritten where nothing was moved")
-    used = sorted({name for found in rounds for name in found.backends} - {backend})
-    if used:
-        said.append(f"NIXL says {', '.join(used)} carried transfers that {backend} was asked for")
-    moved = {found.nixl_bytes for found in rounds if found.nixl_bytes is not None} - {work.transfer_bytes}
-    if moved:
-        said.append(f"NIXL counted {max(moved):,} bytes of a transfer of {work.transfer_bytes:,}")
-    return tuple(said)
-
-
-def _evidence(rounds: Sequence[Measured]) -> dict[str, str]:
-    values: dict[str, list[str]] = {}
-    for found in rounds:
-        for name, log_text in found.logs.items():
-            for fact in [*nixl.facts(log_text, name), *ucx.facts(log_text, name)]:
-                if fact.name in ("provider", "rails", "lane", "fallback", "gpudirect", "nixl_version", "ucx_version"):
-                    values.setdefault(fact.name, []).append(fact.value)
-            for name_of, value in _protocols(found.work, log_text):
-                values.setdefault(name_of, []).append(value)
-        if found.gpu:
-            values.setdefault("gpu", []).append(found.gpu)
-        values.setdefault("backend", []).extend(sorted(found.backends))
-    return {name: ", ".join(dict.fromkeys(said)) for name, said in sorted(values.items()) if said}
-
-
-def _protocols(work: Workload, log_text: str) -> Iterator[tuple[str, str]]:
-    """How UCX says that it moved this memory in this direction, from its tables; what to do where it emulated that."""
-    kind, memory = work.operation.lower(), "cuda" if work.memory == "VRAM" else "host"
-    tables = ucx.Tables(memory)
-    for line in log_text.splitlines():
-        for name, value in tables.take(line):
-            if name in ("protocol", "emulated") and value.startswith(kind):
-                yield name, value
-                if name == "emulated" and work.memory == "VRAM":
-                    yield "do", READ_CURE if kind == "read" else WRITE_CURE
 
 
 # -- figures
@@ -210,36 +130,44 @@ def _figures(whole: Sequence[Measured], work: Workload, backend: str, release: t
         "stream_share_pct": _mean(whole, lambda one: _share(one, one.stream), "%", _limit_reason(whole)),
         "copy_share_pct": _mean(whole, lambda one: _share(one, one.copy), "%"),
     }
-    for name, of in (("prepare", prepare_ns), ("post", post_ns), ("transfer", transfer_ns), ("latency", latency_ns)):
-        found[f"{name}_us_mean"] = _mean(whole, lambda one, of=of: _average_us(one, of), "us")  # type: ignore[misc]
+    for name, of in PARTS.items():
+        ungathered = name in GATHERED_ONLY and work.strategy != "gathered"
+        why = "blocks are moved as they lie" if ungathered else None
+        found[f"{name}_us_mean"] = (
+            missing("us", why) if why else _mean(whole, lambda one, of=of: _average_us(one, of), "us")  # type: ignore[misc]
+        )
         for label, q in QUANTILES:
-            found[f"{name}_us_{label}"] = _quantile(whole, of, q)
+            found[f"{name}_us_{label}"] = missing("us", why) if why else _quantile(whole, of, q)
     found["stamp_error_us_p50"] = _quantile(whole, gap_ns, 0.5)
     found["stamp_error_us_p99"] = _quantile(whole, gap_ns, 0.99)
     return found
 
 
-def prepare_ns(table: Table) -> Table:
-    return table[:, _AT["prepare_ns"]]
-
-
-def post_ns(table: Table) -> Table:
-    return table[:, _AT["post_ns"]]
+def _column(name: str) -> Callable[[Table], Table]:
+    return lambda table: table[:, _AT[name]]
 
 
 def transfer_ns(table: Table) -> Table:
     """From the first post until the last pair of agents was seen to be DONE."""
-    return table[:, _AT["done_ns"]] - table[:, _AT["posted_ns"]]
+    return table[:, _AT["moved_ns"]] - table[:, _AT["posted_ns"]]
 
 
 def latency_ns(table: Table) -> Table:
-    """All of it: prepared, posted, moved."""
+    """All of it, until the destination can use the blocks: prepared, posted, moved; gathered and scattered too."""
     return table[:, _AT["done_ns"]] - table[:, _AT["begun_ns"]]
 
 
-def gap_ns(table: Table) -> Table:
-    """How long before its stamp a transfer may have been complete."""
-    return table[:, _AT["gap_ns"]]
+gap_ns = _column("gap_ns")  # how long before its stamp a transfer may have been complete
+PARTS: dict[str, Callable[[Table], Table]] = {
+    "prepare": _column("prepare_ns"),
+    "post": _column("post_ns"),
+    "transfer": transfer_ns,
+    "latency": latency_ns,
+    "gather": _column("gather_ns"),
+    "scatter": _column("scatter_ns"),
+    "signal": _column("signal_ns"),
+}
+GATHERED_ONLY = ("gather", "scatter", "signal")
 
 
 def _mean(

@@ -44,6 +44,8 @@ class Folder:
 
         table = np.concatenate(found.records)
         columns: dict[str, Any] = {name: table[:, number] for number, name in enumerate(ORDER)}
+        if found.work.strategy == "blocks":  # there was nothing to take the time of: null, not 0
+            columns |= {name: pa.nulls(len(table), pa.int64()) for name in ("gather_ns", "scatter_ns", "signal_ns")}
         about = {
             "kvgauge_xfer": str(SCHEMA),
             "backend": found.backend,

@@ -16,8 +16,12 @@ import numpy.typing as npt
 from kvgauge.failures import TransferError
 from kvgauge.xfer.workload import Int32
 
-COLUMNS = ("lane", "slot", "begun_ns", "prepare_ns", "posted_ns", "post_ns", "done_ns", "gap_ns")
-Row = tuple[int, int, int, int, int, int, int, int]
+COLUMNS = (
+    "lane", "slot", "begun_ns", "prepare_ns", "posted_ns", "post_ns", "done_ns", "gap_ns",
+    "moved_ns", "gather_ns", "scatter_ns", "signal_ns",
+)  # fmt: skip
+Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+UNGATHERED = (0, 0, 0)  # blocks as they lie: nothing was gathered, scattered or asked for
 Table = npt.NDArray[np.int64]
 
 
@@ -37,6 +41,7 @@ class Batch:
     """count transfers, one a slot; `depth` of them under way at a time."""
 
     operation: str
+    turn: int
     note: bytes
     count: int
     depth: int
@@ -98,7 +103,9 @@ def _one_by_one(
                 os.sched_yield()
         if state != "DONE":
             raise TransferError(f"NIXL reports {state} for a {operation}")
-        rows.append((lane, slot, begun, posted - begun, posted, returned - posted, seen, seen - before))
+        rows.append(
+            (lane, slot, begun, posted - begun, posted, returned - posted, seen, seen - before, seen, *UNGATHERED)
+        )
         if slot == batch.count - 1:
             look([(leg.wheel, handle)])
         release(handle)
@@ -131,6 +138,8 @@ def _several(
                     flight.post_ns,
                     flight.seen_ns,
                     gap,
+                    flight.seen_ns,
+                    *UNGATHERED,
                 )
             )
             if flight.slot == batch.count - 1:
@@ -193,3 +202,22 @@ def _late(batch: Batch, waiting: int, legs: int) -> str:
         f"a {batch.operation} past its time limit of {batch.timeout_ns / 1e9:g} s: {waiting} of {legs} "
         "pairs of agents unfinished"
     )
+
+
+def seen(handles: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Of one transfer that is DONE: backends, and what telemetry counted over all its pairs of agents."""
+    backends: set[str] = set()
+    merged: int | None = 0
+    size: int | None = 0
+    for wheel, handle in handles:
+        try:
+            backends.add(str(wheel.query_xfer_backend(handle)))
+        except Exception as error:
+            backends.add(f"unknown ({error})")
+        try:
+            told = wheel.get_xfer_telemetry(handle)
+            merged, size = (merged or 0) + int(told.descCount), (size or 0) + int(told.totalBytes)
+        except Exception:  # a build without telemetry
+            merged = size = None
+            break
+    return {"backends": sorted(backends), "merged": merged, "bytes": size}

@@ -22,6 +22,8 @@ from kvgauge.xfer.messages import (
     Filled,
     Go,
     Limited,
+    Meet,
+    Met,
     Ready,
     Renew,
     Serve,
@@ -126,7 +128,12 @@ class Session:
     def _connect(self, ready: dict[str, Ready]) -> list[Connected]:
         crew = self._crew
         crew.say(self._initiators, Connect([ready[name].ranks for name in crew.names["target"]]))
-        return list(crew.wait(self._initiators, Connected, CONNECT_S).values())
+        connected = list(crew.wait(self._initiators, Connected, CONNECT_S).values())
+        if self._work.strategy == "gathered":
+            targets = crew.names["target"]
+            crew.say(targets, Meet([ready[name].ranks for name in crew.names["initiator"]]))
+            crew.wait(targets, Met, CONNECT_S)
+        return connected
 
     def _start(self) -> None:
         wait, found = self._crew.wait, self._found

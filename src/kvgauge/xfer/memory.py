@@ -71,6 +71,14 @@ class DevicePool:
         self._gpu.upload(self.address, words.ctypes.data, self.size_bytes)
 
 
+class DeviceMemory:
+    """Memory of a GPU that nobody looks at: a staging buffer. raises TransferError"""
+
+    def __init__(self, words: int, device: Device) -> None:
+        self.size_bytes, self.device = words * WORD_BYTES, device.number
+        self.address = device.allocate(self.size_bytes)
+
+
 def make_pool(words: int, device: Device | None) -> Pool:
     """raises TransferError"""
     return HostPool(words) if device is None else DevicePool(words, device)

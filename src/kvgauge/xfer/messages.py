@@ -33,11 +33,13 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer must know of one agent."""
+    """What a peer must know of one agent. clock: whose stamps can be compared; "" with nobody's"""
 
     metadata: bytes
     address: int
     device: int
+    staging: int = 0  # address of its staging buffer, where blocks are gathered
+    clock: str = ""
 
 
 # -- to workers
@@ -47,6 +49,12 @@ class Connect(msgspec.Struct, tag="connect", frozen=True):
     """Initiator: connect to every agent of these targets, in their order, and prepare the lists."""
 
     targets: list[list[RankInfo]]
+
+
+class Meet(msgspec.Struct, tag="meet", frozen=True):
+    """Target: be able to answer every agent of these initiators, in their order. Where blocks are gathered."""
+
+    initiators: list[list[RankInfo]]
 
 
 class Fill(msgspec.Struct, tag="fill", frozen=True):
@@ -103,7 +111,7 @@ class Bye(msgspec.Struct, tag="bye", frozen=True):
     pass
 
 
-ToWorker = Connect | Fill | Go | Check | Copy | Serve | Stream | Renew | Bye
+ToWorker = Connect | Meet | Fill | Go | Check | Copy | Serve | Stream | Renew | Bye
 
 
 # -- from workers
@@ -133,6 +141,10 @@ class Connected(msgspec.Struct, tag="connected", frozen=True, kw_only=True):
     make_ns: list[int]
     prepare_ns: list[int]  # both lists of a pair
     prepared: int  # descriptors in them
+
+
+class Met(msgspec.Struct, tag="met", frozen=True):
+    pass
 
 
 class Filled(msgspec.Struct, tag="filled", frozen=True):
@@ -183,7 +195,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     reason: str
 
 
-FromWorker = Step | Ready | Connected | Filled | Timed | Checked | Limited | Serving | Failed
+FromWorker = Step | Ready | Connected | Met | Filled | Timed | Checked | Limited | Serving | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 

@@ -26,7 +26,7 @@ PING_S = 1.0
 SILENCE_S = 20.0  # nothing at all for so long: the other side is lost
 ANSWER_S = 15.0  # to the very first message
 START_S = 60.0  # a build may have to be installed over there
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Open(msgspec.Struct, tag="open", frozen=True):

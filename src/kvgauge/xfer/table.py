@@ -30,6 +30,9 @@ COLUMNS: tuple[tuple[str, tuple[str, str, str]], ...] = (
     ("post_us_p99", ("P99", "post", "us")),
     ("transfer_us_mean", ("avg", "tx", "us")),
     ("transfer_us_p99", ("P99", "tx", "us")),
+    ("gather_us_mean", ("avg", "gather", "us")),
+    ("scatter_us_mean", ("avg", "scatter", "us")),
+    ("signal_us_mean", ("avg", "signals", "us")),
     ("stamp_error_us_p50", ("stamp", "error P50", "us")),
     ("stamp_error_us_p99", ("stamp", "error P99", "us")),
     ("connect_cold_ms", ("connect", "cold", "ms")),
@@ -75,6 +78,7 @@ def render(
 def _label(row: RowResult) -> Value:
     work = row.workload
     how = [row.backend, work.operation, work.pattern, work.memory]
+    how += [work.strategy] if work.strategy != "blocks" else []
     how += [f"depth {work.depth}"] if work.depth > 1 else []
     how += [f"{work.threads} threads"] if work.threads > 1 else []
     how += [f"{work.initiators} to 1"] if work.initiators > 1 else []

@@ -21,7 +21,7 @@ def compare(spec: WorkerSpec, pools: Sequence[tuple[str, Pool]], turn: int, coun
             for slot in range(count):
                 found, changed = image.check(words, expect, slot)
                 outside += changed
-                blocks += spec.work.leg_descriptors
+                blocks += spec.work.leg_blocks
                 for kind, many in found.items():
                     kinds[kind] = kinds.get(kind, 0) + many
                     wrong[lane, slot] = wrong.get((lane, slot), 0) + many

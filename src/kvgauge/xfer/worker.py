@@ -20,16 +20,17 @@ from kvgauge.kv import libraries
 from kvgauge.kv.agent import Agent
 from kvgauge.parent import die_with_parent
 from kvgauge.serve.worker import named_parent
-from kvgauge.xfer import image, limits, loop, verify
+from kvgauge.xfer import gathered, image, limits, loop, signals, verify
+from kvgauge.xfer.answers import Answers
+from kvgauge.xfer.connections import Legs, Own, connect, meet
 from kvgauge.xfer.cuda import Device, load_runtime
-from kvgauge.xfer.memory import GPU_HINT, Pool, make_pool
+from kvgauge.xfer.memory import GPU_HINT, make_pool
 from kvgauge.xfer.messages import (
     MESSAGE_BYTES_MAX,
     Bye,
     Check,
     Checked,
     Connect,
-    Connected,
     Copy,
     Failed,
     Fill,
@@ -37,7 +38,8 @@ from kvgauge.xfer.messages import (
     FromWorker,
     Go,
     Limited,
-    RankInfo,
+    Meet,
+    Met,
     Ready,
     Renew,
     Serve,
@@ -51,7 +53,8 @@ from kvgauge.xfer.messages import (
     initiator_agent,
     target_agent,
 )
-from kvgauge.xfer.workload import WORD_BYTES, descriptors, pair, rows
+from kvgauge.xfer.staging import Staging
+from kvgauge.xfer.workload import WORD_BYTES
 
 POLLS_BETWEEN = 32  # of a target, between two looks for messages: a look takes as long as a poll
 REST_MS = 1  # an initiator between batches leaves the cores to the others
@@ -70,12 +73,10 @@ class Worker:
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
         self._api: Any = None
         self._gpu: Device | None = None
-        self._agents: list[Agent] = []
-        self._names: list[str] = []
-        self._pools: list[Pool] = []
+        self._own = Own(spec=spec, say=self.say)
         self._notes: dict[bytes, int] = {}
-        self._legs: list[list[loop.Leg]] = []  # of each thread
-        self._targets: list[list[RankInfo]] = []
+        self._legs = Legs()
+        self._answers: Answers | None = None
         self._ended: list[Agent] = []
 
     @property
@@ -115,22 +116,27 @@ class Worker:
             held = pool.host()
             image.fill(held, image.base(name, -1))
             pool.store(held)
-            self._names.append(name)
-            self._pools.append(pool)
+            self._own.names.append(name)
+            self._own.pools.append(pool)
+        if work.strategy == "gathered":
+            self.say(Step(f"taking {work.staging_words(spec.side) * WORD_BYTES >> 20:,} MiB to gather in, each"))
+            self._own.staging = Staging(work, spec.side, self._gpu, self._threads)
         return self._enlist(load_ns, "")
 
     def _renew(self) -> Ready:
         """raises TransferError"""
-        self._ended += self._agents  # kept: what their destructors do is no part of what is timed
-        self._legs = []
+        self._ended += self._own.agents  # kept: what their destructors do is no part of what is timed
+        self._legs, self._answers = Legs(), None
+        if self._own.staging is not None:
+            self._own.staging.renew()
         return self._enlist(0, "-again")
 
     def _enlist(self, load_ns: int, suffix: str) -> Ready:
         """Start an agent for each pool, and register it."""
         spec, work = self.spec, self.work
         agent_ns, register_ns = [], []
-        self._agents = []
-        for name, pool in zip(self._names, self._pools, strict=True):
+        self._own.agents = []
+        for number, (name, pool) in enumerate(zip(self._own.names, self._own.pools, strict=True)):
             self.say(Step(f"starting {name}{suffix} with {spec.backend}"))
             began = time.monotonic_ns()
             agent = Agent(
@@ -146,20 +152,19 @@ class Worker:
             before = time.monotonic_ns()
             try:
                 agent.register(pool.address, pool.size_bytes, work.memory, pool.device)
+                if self._own.staging is not None:
+                    self._own.staging.register(agent, number)
             except TransferError as error:
                 raise TransferError(f"{error}{GPU_HINT if work.memory == 'VRAM' else ''}") from error
             register_ns.append(time.monotonic_ns() - before)
             agent_ns.append(started - began)
-            self._agents.append(agent)
+            self._own.agents.append(agent)
         return Ready(
-            ranks=[
-                RankInfo(metadata=agent.metadata, address=pool.address, device=pool.device)
-                for agent, pool in zip(self._agents, self._pools, strict=True)
-            ],
+            ranks=self._own.infos(),
             load_ns=load_ns,
             agent_ns=agent_ns,
             register_ns=register_ns,
-            pool_bytes=self._pools[0].size_bytes,
+            pool_bytes=self._own.pools[0].size_bytes,
             gpu=f"{self._gpu.name}, driver for CUDA {self._gpu.driver}" if self._gpu else None,
         )
 
@@ -172,8 +177,11 @@ class Worker:
             if isinstance(message, Bye):
                 return
             if isinstance(message, Connect):
-                self._targets = message.targets
-                self.say(self._connect())
+                connected, self._legs = connect(self._own, message.targets)
+                self.say(connected)
+            elif isinstance(message, Meet):
+                self._answers = meet(self._own, message.initiators)
+                self.say(Met())
             elif isinstance(message, Fill):
                 self._fill(message.turn)
                 self.say(Filled(message.turn))
@@ -200,59 +208,26 @@ class Worker:
         return message
 
     def _poll(self) -> None:
-        for agent in self._agents:
+        heard: list[tuple[int, signals.Signal]] = []
+        for number, agent in enumerate(self._own.agents):
             try:
                 arrived = agent.wheel.get_new_notifs()
             except Exception as error:
                 raise TransferError(f"{agent.name} cannot poll {self.spec.backend}: {error}") from error
             if arrived:
                 for note in (note for notes in arrived.values() for note in notes):
-                    self._notes[note] = self._notes.get(note, 0) + 1
+                    if self._answers is not None and signals.is_signal(note):
+                        heard.append((number, signals.decode(note)))
+                    else:
+                        self._notes[note] = self._notes.get(note, 0) + 1
+        if heard and self._answers is not None:
+            for turn in self._answers.answer(heard):
+                self._notes[_note(turn)] = self._notes.get(_note(turn), 0) + 1
         if self.spec.yielding:
             os.sched_yield()
 
-    def _connect(self) -> Connected:
-        work = self.work
-        add_ns: list[int] = []
-        make_ns: list[int] = []
-        prepare_ns: list[int] = []
-        prepared = 0
-        self._legs = []
-        for thread in range(work.threads):
-            legs = []
-            for target, ranks in enumerate(self._targets):
-                for rank, info in enumerate(ranks):
-                    number = thread * work.ranks + rank
-                    self.say(Step(f"connecting {self._names[number]} to target {target}"))
-                    name, added, made = self._agents[number].connect(info.metadata)
-                    add_ns.append(added)
-                    make_ns += [] if made is None else [made]
-                    began = time.monotonic_ns()
-                    leg, count = self._prepare(number, thread, target, name, info)
-                    prepare_ns.append(time.monotonic_ns() - began)
-                    prepared += count
-                    legs.append(leg)
-            self._legs.append(legs)
-        return Connected(add_ns=add_ns, make_ns=make_ns, prepare_ns=prepare_ns, prepared=prepared)
-
-    def _prepare(self, number: int, thread: int, target: int, peer: str, info: RankInfo) -> tuple[loop.Leg, int]:
-        work, agent, pool = self.work, self._agents[number], self._pools[number]
-        lane = self.spec.index * work.threads + thread
-        ours = descriptors(work, pool.address, target, pool.device)
-        theirs = descriptors(work, info.address, lane, info.device)
-        local, remote = agent.prepare(ours, None, work.memory), agent.prepare(theirs, peer, work.memory)
-        which = pair(work, target, lane)
-        leg = loop.Leg(
-            agent.wheel,
-            local,
-            tuple(rows(work, "initiator", which, slot) for slot in range(work.slots)),
-            remote,
-            tuple(rows(work, "target", which, slot) for slot in range(work.slots)),
-        )
-        return leg, len(ours) + len(theirs)
-
     def _fill(self, turn: int) -> None:
-        for name, pool in zip(self._names, self._pools, strict=True):
+        for name, pool in zip(self._own.names, self._own.pools, strict=True):
             words = pool.host()
             image.fill(words, image.base(name, turn))
             pool.store(words)
@@ -263,26 +238,30 @@ class Worker:
         self.say(Step(f"batch {message.turn}: {message.count} {self.work.operation} in each of {self.work.threads}"))
         batch = loop.Batch(
             operation=self.work.operation,
+            turn=message.turn,
             note=_note(message.turn),
             count=message.count,
             depth=self.work.depth,
             timeout_ns=int(self.spec.timeout_s * 1e9),
             yielding=self.spec.yielding,
         )
-        results: list[list[loop.Row] | Exception] = [[] for _ in self._legs]
+        results: list[list[loop.Row] | Exception] = [[] for _ in self._legs.plain]
         seen: dict[str, Any] = {}
 
         def one(thread: int) -> None:
             try:
                 if self._gpu is not None:
                     self._gpu.enter()
-                lane = self.spec.index * self.work.threads + thread
-                look = (lambda handles: seen.update(_seen(handles))) if thread == 0 else (lambda _handles: None)
-                results[thread] = loop.run(lane, self._legs[thread], batch, look)
+                lane = self._own.lane(thread)
+                look = (lambda handles: seen.update(loop.seen(handles))) if thread == 0 else (lambda _handles: None)
+                if self._own.staging is not None:
+                    results[thread] = gathered.run(lane, self._legs.gathered[thread], batch, look)
+                else:
+                    results[thread] = loop.run(lane, self._legs.plain[thread], batch, look)
             except Exception as error:
                 results[thread] = error
 
-        others = [threading.Thread(target=one, args=(thread,)) for thread in range(1, len(self._legs))]
+        others = [threading.Thread(target=one, args=(thread,)) for thread in range(1, len(self._legs.plain))]
         for other in others:
             other.start()
         one(0)
@@ -311,7 +290,9 @@ class Worker:
         if not self.destination:
             return Checked(turn=message.turn, blocks=0, wrong=[], kinds={}, outside=0)
         self.say(Step(f"comparing batch {message.turn}"))
-        return verify.compare(self.spec, list(zip(self._names, self._pools, strict=True)), message.turn, message.count)
+        return verify.compare(
+            self.spec, list(zip(self._own.names, self._own.pools, strict=True)), message.turn, message.count
+        )
 
     def _await_notes(self, message: Check) -> None:
         note = _note(message.turn)
@@ -353,25 +334,6 @@ class Worker:
             self.say(Limited("sent", 0, 0, reason))
         else:
             self.say(Limited("sent", 0, 0))
-
-
-def _seen(handles: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Of one transfer that is DONE: backends, and what telemetry counted over all its pairs of agents."""
-    backends: set[str] = set()
-    merged: int | None = 0
-    size: int | None = 0
-    for wheel, handle in handles:
-        try:
-            backends.add(str(wheel.query_xfer_backend(handle)))
-        except Exception as error:
-            backends.add(f"unknown ({error})")
-        try:
-            told = wheel.get_xfer_telemetry(handle)
-            merged, size = (merged or 0) + int(told.descCount), (size or 0) + int(told.totalBytes)
-        except Exception:  # a build without telemetry
-            merged = size = None
-            break
-    return {"backends": sorted(backends), "merged": merged, "bytes": size}
 
 
 def _note(turn: int) -> bytes:

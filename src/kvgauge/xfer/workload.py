@@ -6,6 +6,9 @@ An agent's pool is an array of *slots*, each a whole workload for one pair of ag
 
 Only `blocks` of the `room` blocks of a region are moved, so that a write that misses its block is seen. One transfer
 fills one slot. A transfer is never timed twice into the same slot before that slot was compared byte by byte.
+
+With the strategy `gathered` each agent has a staging buffer beside its pool, of the blocks of one transfer one after
+another: [group] [area, as many as are under way at a time] [blocks moved, region by region].
 """
 
 import zlib
@@ -26,8 +29,10 @@ Operation = Literal["READ", "WRITE"]
 Pattern = Literal["scattered", "contiguous"]
 Memory = Literal["DRAM", "VRAM"]
 Side = Literal["initiator", "target"]
+Strategy = Literal["blocks", "gathered"]
 
 WORD_BYTES = 8
+UNIT_BYTES = 16  # what a thread of the GPU's gathering kernel copies at a time
 SLOTS_MAX = 128
 SLOTS_WANTED_BYTES = 512 << 20  # of all slots of one side: enough for a batch, little enough to be filled quickly
 POOL_BYTES_MAX = 64 << 30
@@ -41,6 +46,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     regions      a rank's layers x (K and V), or 1
     blocks       moved in each region
     block_bytes  one descriptor before NIXL merges neighbours
+    strategy     blocks: as they lie, a descriptor each; gathered: copied into one staging buffer, moved as one
+                 descriptor and put into their places at the other side
     depth        transfers under way at a time, of each thread
     threads      of each initiating process, each with agents of its own
     initiators, targets  processes; one of the two is 1
@@ -49,6 +56,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     operation: Operation = "READ"
     pattern: Pattern = "scattered"
+    strategy: Strategy = "blocks"
     memory: Memory = "DRAM"
     ranks: int = 1
     regions: int = 1
@@ -73,18 +81,27 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return self.slot_blocks * self.block_bytes
 
     @property
-    def leg_descriptors(self) -> int:
-        """Listed by one pair of agents."""
+    def leg_blocks(self) -> int:
+        """Moved between one pair of agents."""
         return self.regions * self.blocks
+
+    @property
+    def leg_bytes(self) -> int:
+        return self.leg_blocks * self.block_bytes
+
+    @property
+    def transfer_blocks(self) -> int:
+        """Moved by one transfer, over all ranks and targets."""
+        return self.targets * self.ranks * self.leg_blocks
 
     @property
     def descriptors(self) -> int:
         """Listed by one transfer, over all ranks and targets."""
-        return self.targets * self.ranks * self.leg_descriptors
+        return self.targets * self.ranks if self.strategy == "gathered" else self.transfer_blocks
 
     @property
     def transfer_bytes(self) -> int:
-        return self.descriptors * self.block_bytes
+        return self.transfer_blocks * self.block_bytes
 
     @property
     def groups_initiator(self) -> int:
@@ -112,11 +129,23 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return self.groups_target * self.slots * self.slot_bytes // WORD_BYTES
 
     @property
+    def areas(self) -> int:
+        """Staging areas of one group: a transfer under way needs its own."""
+        return min(self.depth, self.slots) if self.strategy == "gathered" else 0
+
+    def staging_words(self, side: Side) -> int:
+        """Of one agent's staging buffer; 0 where blocks are moved as they lie."""
+        groups = self.groups_initiator if side == "initiator" else self.groups_target
+        return groups * self.areas * self.leg_bytes // WORD_BYTES
+
+    @property
     def memory_bytes(self) -> dict[str, int]:
-        """All pools of all processes of each side."""
+        """All pools and staging buffers of all processes of each side."""
+        initiator = self.pool_words_initiator + self.staging_words("initiator")
+        target = self.pool_words_target + self.staging_words("target")
         return {
-            "initiator": self.initiators * self.threads * self.ranks * self.pool_words_initiator * WORD_BYTES,
-            "target": self.targets * self.ranks * self.pool_words_target * WORD_BYTES,
+            "initiator": self.initiators * self.threads * self.ranks * initiator * WORD_BYTES,
+            "target": self.targets * self.ranks * target * WORD_BYTES,
         }
 
 
@@ -126,8 +155,10 @@ def refusal(work: Workload) -> str | None:
         return "counts must be at least 1"
     if work.block_bytes < WORD_BYTES or work.block_bytes % WORD_BYTES:
         return f"a block of {work.block_bytes} bytes: needed is a multiple of {WORD_BYTES}, so that every word is known"
-    if work.leg_descriptors > DESCRIPTORS_MAX:
-        return f"{work.leg_descriptors:,} descriptors a pair of agents: at most {DESCRIPTORS_MAX:,}"
+    if work.leg_blocks > DESCRIPTORS_MAX:
+        return f"{work.leg_blocks:,} blocks a pair of agents: at most {DESCRIPTORS_MAX:,}"
+    if work.strategy == "gathered" and work.memory == "VRAM" and work.block_bytes % UNIT_BYTES:
+        return f"a block of {work.block_bytes} bytes: the GPU gathers units of {UNIT_BYTES} bytes; take a multiple"
     if max(work.ranks, work.threads, work.initiators, work.targets) > 64 or work.depth > 1024:
         return "at most 64 ranks, threads and processes a side, and a depth of 1024"
     if max(work.memory_bytes.values()) > POOL_BYTES_MAX:
@@ -188,6 +219,16 @@ def descriptors(work: Workload, base: int, group: int, device: int) -> UInt64:
     start = base + group * count * work.block_bytes
     listed[:, 0] = np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(work.block_bytes)
     listed[:, 1] = work.block_bytes
+    listed[:, 2] = device
+    return listed
+
+
+def staged(work: Workload, base: int, group: int, device: int) -> UInt64:
+    """(address, length, device) of every area of one group of a staging buffer: one descriptor a transfer."""
+    listed = np.zeros((work.areas, 3), dtype=np.uint64)
+    start = base + group * work.areas * work.leg_bytes
+    listed[:, 0] = np.uint64(start) + np.arange(work.areas, dtype=np.uint64) * np.uint64(work.leg_bytes)
+    listed[:, 1] = work.leg_bytes
     listed[:, 2] = device
     return listed
 
