@@ -262,7 +262,12 @@ def test_emulation_on_a_gpu_is_seen_where_it_was_and_only_there(sample, operatio
     row = row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="cuda")
     assert row.evidence["protocol"] == said
     assert ("emulated" in row.evidence) is not valid
-    assert any("UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on" in reason for reason in row.against) is not valid
+    cures = ("UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on", "--strategy gathered")
+    assert any(all(cure in reason for cure in cures) for reason in row.against) is not valid
+    gathered = msgspec.structs.replace(work, strategy="gathered")
+    row_gathered = row_of([measured(1, work=gathered, logs={"initiator-0": log})], (1, 5, 0), fabric="cuda")
+    assert row_gathered.valid is valid  # one large READ is emulated too, and is not told to gather
+    assert not any("--strategy" in reason for reason in row_gathered.against)
     assert row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="tcp").against == ()
 
 

@@ -12,7 +12,8 @@ FABRICS = {
 }
 _UCX_TLS = {"shm": "sm,self", "cuda": "tcp,cuda_copy,cuda_ipc,sm,self"}
 # Only variables of the transports: a worker's loader, Python and NIXL's plugins are not the user's to change from here.
-_ALLOWED = ("UCX_", "FI_", "NCCL_", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NIXL_LIBFABRIC_", "NIXL_UCX_")
+_ALLOWED = ("UCX_", "FI_", "NCCL_", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_", "NIXL_LIBFABRIC_",
+            "NIXL_UCX_")  # fmt: skip
 
 
 def default_fabric(memory: Memory) -> str:
