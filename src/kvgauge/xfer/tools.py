@@ -56,7 +56,13 @@ def _one(tool: str, path: str, size: int) -> Figure:
         time.sleep(SETTLE_S)  # neither says when it listens
         done = subprocess.run(client, capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=environment)
         latency, bandwidth = parse(tool, done.stdout, size)
-    except (OSError, subprocess.SubprocessError, TransferError) as error:
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout or "").strip().splitlines()
+        why = f"{tool} ended with code {error.returncode}{f': {said[-1]}' if said else ''}"
+        return Figure(tool=tool, size_bytes=size, reason=why[:200])
+    except subprocess.TimeoutExpired:
+        return Figure(tool=tool, size_bytes=size, reason=f"{tool} did not end within {TIMEOUT_S:.0f} s")
+    except (OSError, TransferError) as error:
         return Figure(tool=tool, size_bytes=size, reason=str(error)[:200])
     finally:
         child.kill()
