@@ -6,11 +6,11 @@ from kvgauge.xfer.workload import Memory
 
 FABRICS = {
     "tcp": "TCP only, both backends",
-    "shm": "UCX only: shared memory and self",
+    "shm": "UCX only: shared memory, beside TCP, which NIXL needs to hear of failures; the page says which moved the bytes",
     "cuda": "UCX only: cuda_ipc and cuda_copy, beside shared memory and TCP",
     "any": "nothing is restricted: what the libraries choose by themselves",
 }
-_UCX_TLS = {"shm": "sm,self", "cuda": "tcp,cuda_copy,cuda_ipc,sm,self"}
+_UCX_TLS = {"shm": "tcp,sm,self", "cuda": "tcp,cuda_copy,cuda_ipc,sm,self"}
 # Only variables of the transports: a worker's loader, Python and NIXL's plugins are not the user's to change from here.
 _ALLOWED = ("UCX_", "FI_", "NCCL_", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_", "NIXL_LIBFABRIC_",
             "NIXL_UCX_")  # fmt: skip
@@ -46,7 +46,7 @@ def environment(
             told["UCX_TLS"] = _UCX_TLS[fabric]
         if plugin_dir is not None:
             told["NIXL_PLUGIN_DIR"] = plugin_dir
-    if memory == "VRAM":
+    if memory == "VRAM" or fabric == "shm":
         told["UCX_PROTO_INFO"] = "y"  # a fall-back to software emulation is three orders of magnitude, and silent
     return told | extra
 

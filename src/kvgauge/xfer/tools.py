@@ -16,7 +16,7 @@ from kvgauge.failures import TransferError
 from kvgauge.xfer.workload import Workload
 
 TIMEOUT_S = 20.0
-SETTLE_S = 0.5
+SETTLE_S, TRIES = 0.5, 5
 ITERATIONS = 200
 BLOCK_BYTES_MAX = 64 << 20
 
@@ -53,8 +53,12 @@ def _one(tool: str, path: str, size: int) -> Figure:
     environment = {**os.environ, "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
     child = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        time.sleep(SETTLE_S)  # neither says when it listens
-        done = subprocess.run(client, capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=environment)
+        for tries_left in reversed(range(TRIES)):  # neither says when it listens
+            time.sleep(SETTLE_S)
+            done = subprocess.run(client, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+            if done.returncode == 0 or not tries_left or child.poll() is not None:
+                break
+        done.check_returncode()
         latency, bandwidth = parse(tool, done.stdout, size)
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout or "").strip().splitlines()
