@@ -74,7 +74,7 @@ def test_a_fabric_is_what_the_transports_are_told():
     assert told("UCX", "tcp")["UCX_NET_DEVICES"] == "lo"
     assert told("UCX", "tcp", interface="eth9")["UCX_NET_DEVICES"] == "eth9"
     assert told("LIBFABRIC", "tcp", interface="eth9")["FI_TCP_IFACE"] == "eth9"
-    assert told("UCX", "shm")["UCX_TLS"] == "tcp,sm,self"  # without tcp NIXL opens no endpoint: no peer failure handler
+    assert told("UCX", "shm")["UCX_TLS"] == "tcp,sm,self"  # not without tcp: no peer failure handler
     assert told("UCX", "cuda", "VRAM")["UCX_TLS"] == "tcp,cuda_copy,cuda_ipc,sm,self"
     assert "UCX_TLS" not in told("UCX", "any")
     assert "FI_PROVIDER" not in told("LIBFABRIC", "any")

@@ -6,7 +6,7 @@ from kvgauge.xfer.workload import Memory
 
 FABRICS = {
     "tcp": "TCP only, both backends",
-    "shm": "UCX only: shared memory, beside TCP, which NIXL needs to hear of failures; the page says which moved the bytes",
+    "shm": "UCX only: shared memory, beside TCP, by which NIXL hears of failures",
     "cuda": "UCX only: cuda_ipc and cuda_copy, beside shared memory and TCP",
     "any": "nothing is restricted: what the libraries choose by themselves",
 }
