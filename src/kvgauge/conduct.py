@@ -41,6 +41,7 @@ from kvgauge.scrape.scraper import Scraper, Watching
 from kvgauge.stats.batches import Narrow
 from kvgauge.stats.client import client_troubles
 from kvgauge.stats.server import metric_names, server_cells
+from kvgauge.stats.settling import Settling
 from kvgauge.target.contract import Endpoint, Target
 from kvgauge.tokens.choose import Chosen, bundled
 
@@ -281,9 +282,12 @@ class Conductor:
     ) -> None:
         exchanges: list[Exchange] = []
         narrow = Narrow(cell.until, first_seq=cell.warmup_requests) if cell.until is not None else None
+        settling = Settling(cell.steady, streamed=cell.stream) if cell.steady is not None else None
 
         def on_exchange(exchange: Exchange) -> None:
             exchanges.append(exchange)
+            if settling is not None:
+                settling.add(exchange)
             if narrow is not None:
                 narrow.add(exchange)
             writer.add_exchange(exchange)
@@ -308,6 +312,7 @@ class Conductor:
             stop=stop,
             enough=lambda: narrow is not None and narrow.met,
             requests=requests_of(cell, self._files, measured.parts),
+            steady=settling,
             keep_text=measured.texts.add if measured.texts is not None else None,
         )
         if cell.dataset is not None:
@@ -320,6 +325,8 @@ class Conductor:
             self._too_few[cell.name] = max(load.workers, self._too_few.get(cell.name, 0))
         if narrow is not None:
             measured.until[cell.name] = narrow.outcome()
+        if settling is not None:
+            measured.settled[cell.name] = settling.outcome
         self._take(target, writer, run, measured)
         measured.exchanges += exchanges
         measured.loads.append((cell, load, exchanges))

@@ -21,8 +21,10 @@ from kvgauge.stats.goodput import goodput_metrics
 from kvgauge.stats.held_back import held_back
 from kvgauge.stats.offered import offered_metrics, offered_troubles
 from kvgauge.stats.run_level import proved, run_metrics
+from kvgauge.stats.settling import Settled
 from kvgauge.stats.steps import step_metrics
 from kvgauge.stats.turns import turn_metrics, turn_troubles
+from kvgauge.stats.warmth import judged
 
 
 class Measured(msgspec.Struct):
@@ -40,6 +42,7 @@ class Measured(msgspec.Struct):
     parts: dict[str, int] = {}  # cell -> place in its dataset of the first prompt it sent
     repeated: dict[str, tuple[int, int]] = {}  # cell -> prompts that had been sent before, of how many
     texts: Texts | None = None  # of answers without usage
+    settled: dict[str, Settled] = {}  # cell -> how its warm-up ended, where that was watched
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 
@@ -64,13 +67,16 @@ def judge(
     )
     results = [_whole(run, measured, against)]
     done = {cell.name for cell, _, _ in measured.loads}
-    for cell, load, exchanges in measured.loads:
+    workers = {transfer.request_id: transfer.decode_worker for transfer in measured.transfers}
+    cold = run.test.cold_start
+    for place, (cell, load, exchanges) in enumerate(measured.loads):
         metrics: dict[str, Estimate] = {}
         if load.started_ns is not None and load.ended_ns is not None:
-            metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, load.ended_ns, streamed=cell.stream)
+            ended_ns = load.started_ns + load.measured_ns
+            metrics = cell_metrics(exchanges, measured.transfers, load.started_ns, ended_ns, streamed=cell.stream)
             metrics |= offered_metrics(load) | client_metrics(exchanges, load)
             metrics |= step_metrics(cell, exchanges, load) | turn_metrics(cell, exchanges, load)
-            metrics |= goodput_metrics(goodput, exchanges, load.ended_ns - load.started_ns, streamed=cell.stream)
+            metrics |= goodput_metrics(goodput, exchanges, load.measured_ns, streamed=cell.stream)
         if cell.name in measured.until:
             metrics["until_half_width_pct"] = measured.until[cell.name]
         remarks = [remark] if (remark := held_back(exchanges)) is not None else []
@@ -78,6 +84,18 @@ def judge(
             again, sent = measured.repeated[cell.name]
             metrics["prompts_repeated"] = counted(again, "prompts", sent)
             remarks += [_repeated(cell, again, sent)] if again else []
+        warm = judged(
+            cell,
+            load,
+            exchanges,
+            metrics,
+            settled=measured.settled.get(cell.name),
+            earlier=[each for before in measured.loads[:place] for each in before[2]],
+            workers=workers,
+            graph_batch_max=cold.graph_batch_max if cold is not None and cold.graph_capture_s else None,
+        )
+        metrics = warm.metrics
+        remarks += warm.remarks
         ttft = metrics.get("ttft_ms_mean")
         troubles = [
             *offered_troubles(cell, load, ttft.point if ttft is not None else None),
@@ -86,10 +104,18 @@ def judge(
                 cell, [each for each in exchanges if not each.warmup], requests_of(cell, files, measured.parts)
             ),
             *turn_troubles(exchanges),
+            *([warm.trouble] if warm.trouble is not None else []),
         ]
         status, reasons = _verdict(load, measured, against, troubles)
-        more = {"load_workers": load.workers, "load_workers_why": load.workers_why, "remarks": tuple(remarks)}
-        results.append(msgspec.structs.replace(_result(run, cell, status, reasons, metrics), **more))
+        results.append(
+            msgspec.structs.replace(
+                _result(run, cell, status, reasons, metrics),
+                load_workers=load.workers,
+                load_workers_why=load.workers_why,
+                remarks=tuple(remarks),
+                warmup=warm.warm_up,
+            )
+        )
     last = next(iter(reversed(measured.loads)), None)
     for cell in run.cells:
         if cell.name in done:

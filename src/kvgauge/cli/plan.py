@@ -237,7 +237,7 @@ def _cells_table(plan: "Plan") -> "Table":
             said(cell),
             f"at most {cell.concurrency}" if cell.is_open else str(cell.concurrency),
             _end(cell),
-            str(cell.warmup_requests),
+            str(cell.warmup_requests) if cell.steady is None else f"until steady, at most {cell.steady.limit_s:g} s",
             _prompt(cell) + _asking(cell),
             str(cell.output_tokens) if cell.trace is None else f"{cell.trace.output_tokens_mean:.0f} on average",
             "decides" if cell.name == plan.primary.cell else "",

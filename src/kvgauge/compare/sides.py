@@ -19,7 +19,7 @@ CLIENT = ("quick_ack",)  # of the plan: how its client behaved
 NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
 SWITCHED = ("backend", "build", "patches")  # what a comparison is about
 RATE_SHARE = 0.02  # by which the rates of two sides may differ and still be one load
-CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests")
+CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests", "steady")
 VARIABLE = (
     *MUST_AGREE, *PLACE, *CLIENT, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api",
     "stream", "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",

@@ -55,7 +55,8 @@ class CellWork:
         warmups: int = 0,
         keep_text: Callable[[Said], None] | None = None,
     ) -> None:
-        """share, warmups: which part of a cell with so much warm-up is ours; account: told of each exchange as well"""
+        """share, warmups: which part of a cell with so much warm-up is ours; account: told of each exchange as well;
+        measured: asked when a request ends, with its slot, due time, and whether it had a slot; None: all are"""
         self._offset, self._keep_text = offset, keep_text
         self._site, self._api_path, self._template = site, api_path, template
         self._bodies = bodies if isinstance(bodies, Bodies) else None
@@ -71,6 +72,8 @@ class CellWork:
         self._unread: deque[Ended | _Heard] = deque()  # answers nobody has looked at, or that were not handed over
         self._unread_new = 0  # of those, since the last idle()
         self._tick_ns = self._measured_ns = 0
+        self._unmeasured: set[int] = set()  # numbers of ended requests that `measured` says are not
+        self.measured: Callable[[int, int, bool], bool] | None = None
         self.tally = Tally()
         self.account: Callable[[Exchange, bool, bool], None] | None = None
 
@@ -103,6 +106,8 @@ class CellWork:
         return self._next()
 
     def over(self, ended: Ended) -> None:
+        if self.measured is not None and not self.measured(ended.slot, ended.due_ns, ended.cut != "unsent"):
+            self._unmeasured.add(ended.seq)
         heard = self._sessions is not None and ended.cut != "unsent"
         self._unread.append(self._hear(self._sessions, ended) if heard and self._sessions is not None else ended)
         self._unread_new += 1
@@ -179,7 +184,7 @@ class CellWork:
         asked = msgspec.structs.replace(
             self._template,
             seq=ended.seq,
-            warmup=self._warmup,
+            warmup=self._warmup or ended.seq in self._unmeasured,
             slot=self._share.slot(ended.slot),
             due_ns=ended.due_ns,
             sent_ns=sent_ns,
@@ -188,6 +193,7 @@ class CellWork:
             turn=turn,
         )
         incoming = ended.incoming if ended.incoming is not None else Incoming()
+        self._unmeasured.discard(ended.seq)
         self._offset.measure()
         answer = incoming.answer(self._offset, ended_ns=ended.ended_ns, cut=ended.cut, detail=ended.detail)
         answer = msgspec.structs.replace(answer, body=self._site.hidden(answer.body))

@@ -23,6 +23,7 @@ from kvgauge.failures import LoadError
 from kvgauge.load.answers import Asked
 from kvgauge.load.arrivals import Arrivals, Closed, InSessions, Waves, arrivals_of
 from kvgauge.load.cell_work import CellWork
+from kvgauge.load.continuous import ENDLESS, Edges, going_on
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
@@ -39,10 +40,11 @@ from kvgauge.load.site import Site, context_tokens, site_of
 from kvgauge.load.tally import CellLoad
 from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
-from kvgauge.load.work import Begin, Limits, Pace
+from kvgauge.load.work import Begin, Limits, Pace, Steady
 from kvgauge.plan.open import starts
 from kvgauge.plan.records import Api, Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
+from kvgauge.plan.warmup import STEADY_WORKERS
 from kvgauge.samples.records import Clock, Exchange
 from kvgauge.tokens.choose import Chosen
 
@@ -145,6 +147,7 @@ class Driver:
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
         requests: tuple[FileRequest, ...] = (),
+        steady: Steady | None = None,
         share: Share = WHOLE,
         pace: Pace | None = None,
         account: Callable[[Exchange, bool, bool], None] | None = None,
@@ -157,6 +160,7 @@ class Driver:
         stop         asked every 50 ms; True ends what is under way as `interrupted` and sends nothing more
         enough       asked every 50 ms while requests are measured; True: nothing more becomes due, what is due is sent
         requests     those of the trace or the dataset that the cell sends
+        steady       of a cell that warms up until it is steady: who says so, from the exchanges he was given
         share, pace  where other drivers offer the rest of it: which part is ours, and whom to ask when to begin
         account      gets each exchange too, with whether it was sent, and on a connection made for it
         keep_text    gets what an answer said when the server sent no usage with it, before its exchange is handed over
@@ -165,6 +169,8 @@ class Driver:
         if cell.conversation is not None and share != WHOLE:
             raise LoadError(f"cell {cell.name}: conversations are offered by one load worker")
         bodies = self._bodies(cell, seed, requests)
+        if cell.steady is not None and (share != WHOLE or steady is None):
+            raise LoadError(f"cell {cell.name}: {STEADY_WORKERS}, and by somebody who says when it is steady")
         part = share.part(cell)
         slots = self._slots(cell, share)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
@@ -186,6 +192,7 @@ class Driver:
         work.account = account
         steps = self._offset.steps
         open_load: OpenLoad | None = None
+        edges: Edges | None = None
         with _collector_off():
             self._loop.connect(slots, ahead=ahead)
             finished = True
@@ -194,7 +201,24 @@ class Driver:
             typical_ns = self._typical_ns(cell, work)
             stagger_ns = stagger_of(cell, typical_ns, self._stagger_s)
             cpu_ns = time.process_time_ns()
-            if finished and cell.requests:
+            if steady is not None and cell.steady is not None:
+                stagger_ns = stagger_of(msgspec.structs.replace(cell, requests=ENDLESS), typical_ns, self._stagger_s)
+                timed = _CpuFrom(steady)
+                offer, open_load = going_on(
+                    cell,
+                    timed,
+                    slots=slots,
+                    seed=seed,
+                    begin=Begin(self._clock_ns() + LEAD_NS, stagger_ns),
+                    spread_ns_max=STAGGER_NS_MAX if self._stagger_s is None else None,
+                    enough=enough,
+                )
+                work.begin(requests=ENDLESS, warmup=False)
+                work.measured, work.enough = offer.measured, lambda: offer.over
+                finished = self._loop.offer(offer, work, spare=OPEN_SPARE if cell.is_open else 0)
+                cpu_ns, edges = timed.cpu_ns, offer.edges
+                work.drain()
+            elif finished and cell.requests:
                 work.begin(requests=part.count(starts(cell)), warmup=False, part=part)
                 work.enough = enough
                 if pace is None:
@@ -229,10 +253,13 @@ class Driver:
         load = work.tally.cell_load(
             cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
         )
-        offer = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
+        opened = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
+        if opened is not None and edges is not None:  # of the surplus, what was never sent does not matter
+            opened = msgspec.structs.replace(opened, given_up=edges.unsent)
         return msgspec.structs.replace(
             load,
-            open=offer,
+            open=opened,
+            edges=edges,
             enough=enough(),
             clock_steps=self._offset.steps - steps,
             sessions=bodies.end() if isinstance(bodies, Sessions) else None,
@@ -341,6 +368,19 @@ class Driver:
             due_ns=0,
             sent_ns=0,
         )
+
+
+class _CpuFrom:
+    """Notes this process's CPU time at the moment from which requests are measured."""
+
+    def __init__(self, steady: Steady) -> None:
+        self._steady, self.cpu_ns = steady, time.process_time_ns()
+
+    def measure_from(self, now_ns: int) -> int | None:
+        begin_ns = self._steady.measure_from(now_ns)
+        if begin_ns is not None:
+            self.cpu_ns = time.process_time_ns()
+        return begin_ns
 
 
 def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> int:

@@ -10,6 +10,7 @@ import msgspec
 
 from kvgauge.load.shares import workers_max
 from kvgauge.plan.records import Cell
+from kvgauge.plan.warmup import STEADY_WORKERS
 
 WORKER_CHUNKS_S = 20_000
 STREAM_CHUNKS_S = 200  # of one stream where nobody knows: a token every 5 ms is fast
@@ -40,6 +41,8 @@ def how_many(cell: Cell, wanted: Wanted, cores: Cores, *, too_few: int = 0) -> H
     most = workers_max(cell)
     if cell.conversation is not None:
         return HowMany(workers=1, why="conversations are offered by one worker")
+    if cell.steady is not None:
+        return HowMany(workers=1, why=STEADY_WORKERS)
     if wanted != "auto":
         if wanted > most:
             return HowMany(workers=most, why=f"{wanted} asked for; a worker needs a slot, and there are {most}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kvgauge.load.continuous import Edges
 from kvgauge.load.open import OpenLoad
 from kvgauge.load.sessions import SessionCounts
 from kvgauge.samples.records import Clock, Exchange
@@ -51,6 +52,7 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     workers_why  how that number came about
     lost         what became of a worker that did not reach the end; None: all did
     sessions     of a cell with conversations
+    edges        of a cell whose warm-up lasts until it is steady
     """
 
     cell: str
@@ -74,6 +76,16 @@ class CellLoad(msgspec.Struct, frozen=True, kw_only=True):
     workers_why: str | None = None
     lost: str | None = None
     sessions: SessionCounts | None = None
+    edges: Edges | None = None
+
+    @property
+    def measured_ns(self) -> int:
+        """How long what is measured lasted: to its last answer; where the load went on, to the first request that is
+        not measured any more, since what was under way at the two edges is about the same."""
+        if self.started_ns is None:
+            return 0
+        closed_ns = self.edges.closed_ns if self.edges is not None else None
+        return (closed_ns if closed_ns is not None else self.ended_ns or self.started_ns) - self.started_ns
 
 
 class Tally:

@@ -26,6 +26,7 @@ from kvgauge.load.site import site_of
 from kvgauge.load.tally import CellLoad
 from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
+from kvgauge.load.work import Steady
 from kvgauge.plan.dataset import DatasetPrompt
 from kvgauge.plan.records import Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
@@ -131,6 +132,7 @@ class Team:
         stop: Callable[[], bool] = lambda: False,
         enough: Callable[[], bool] = lambda: False,
         requests: tuple[FileRequest, ...] = (),
+        steady: Steady | None = None,
         keep_text: Callable[[Said], None] | None = None,
     ) -> CellLoad:
         """As `Driver.run_cell`; raises SamplesError too, when a worker's file cannot be written."""
@@ -141,7 +143,7 @@ class Team:
         if chosen.workers == 1:
             self._driver = self._driver or self._driver_of()
             load = self._driver.run_cell(
-                cell, run_id=run_id, seed=seed, requests=requests, **msgspec.structs.asdict(calls)
+                cell, run_id=run_id, seed=seed, requests=requests, steady=steady, **msgspec.structs.asdict(calls)
             )
             return msgspec.structs.replace(load, workers_why=chosen.why)
         self._start(chosen.workers)

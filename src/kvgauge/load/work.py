@@ -73,6 +73,13 @@ class Work(Protocol):
         """True lets nothing more become due; what is due and what is under way goes on to its end."""
 
 
+class Steady(Protocol):
+    """Whoever judges a load that goes on without a pause, from what has ended of it."""
+
+    def measure_from(self, now_ns: int) -> int | None:
+        """From which moment on requests are measured; None: not yet. Asked every 50 ms until it says one."""
+
+
 class Begin(NamedTuple):
     """When what is measured begins, and over which time the slots of a closed loop do."""
 

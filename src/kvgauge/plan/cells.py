@@ -7,7 +7,8 @@
     {name, load: burst, burst: {size: 10, every_s: 5}}
     {name, load: steps, steps: [{rate: 1, for_s: 30}, {rate: 5, for_s: 30}], arrivals: poisson}    ends with the last
     {name, load: trace, trace: FILE, speed_up: 1}              the whole trace, unless an end is given
-    each with   prompt, input_tokens or dataset, and output_tokens (not for a trace); warmup_requests; request.py
+    each with   prompt, input_tokens or dataset, and output_tokens (not for a trace); warmup_requests or warmup
+                (warmup.py); request.py
                 concurrency: for open loads the most that may be under way
     and an end  requests (or requests_per_slot) | duration_s
                 | sessions, of cells with a conversation (conversation.py)
@@ -28,6 +29,7 @@ from kvgauge.plan.nodes import Value, nearest
 from kvgauge.plan.open import read_shape, refuse_other_capacities
 from kvgauge.plan.records import OPEN_LOADS, Cell, LoadShape, Until
 from kvgauge.plan.request import REQUEST_KEYS, read_request
+from kvgauge.plan.warmup import warmed_up
 
 CELL_KEYS = (
     "name",
@@ -41,6 +43,7 @@ CELL_KEYS = (
     "input_tokens",
     "output_tokens",
     "warmup_requests",
+    "warmup",
     "rate",
     "burstiness",
     "ramp",
@@ -72,11 +75,14 @@ def no_files(path: str) -> bytes:
     raise OSError(0, "no file can be read here", path)
 
 
-def read_cells(value: Value, read_file: Callable[[str], bytes], primary_metric: str) -> tuple[Cell, ...]:
+def read_cells(
+    value: Value, read_file: Callable[[str], bytes], primary_metric: str, warmup: Value | None = None
+) -> tuple[Cell, ...]:
     """Every cell of the `cells` list, expanded, in order. PlanError for the first problem.
 
     read_file       gives the bytes of a trace; raises OSError
     primary_metric  what `until` looks at where it names nothing else
+    warmup          the plan's, for cells that name none
     """
     written = value.items(CELLS_MAX)
     if not written:
@@ -84,7 +90,7 @@ def read_cells(value: Value, read_file: Callable[[str], bytes], primary_metric: 
     cells: list[Cell] = []
     lines: dict[str, int] = {}
     for item in written:
-        for cell in _expanded(item, read_file, primary_metric):
+        for cell in _expanded(item, read_file, primary_metric, warmup):
             if cell.name in lines:
                 raise item.error(f"{cell.name!r} is also a cell of line {lines[cell.name]}; rename one")
             lines[cell.name] = item.line
@@ -95,7 +101,9 @@ def read_cells(value: Value, read_file: Callable[[str], bytes], primary_metric: 
     return tuple(cells)
 
 
-def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: str) -> list[Cell]:
+def _expanded(
+    value: Value, read_file: Callable[[str], bytes], primary_metric: str, default_warmup: Value | None
+) -> list[Cell]:
     """The cells one entry stands for."""
     fields = value.fields(CELL_KEYS)
     for key in ("name", "load"):
@@ -136,7 +144,8 @@ def _expanded(value: Value, read_file: Callable[[str], bytes], primary_metric: s
         }
         cells.append(msgspec.convert({**shapes, **end, **given}, Cell))
     _refuse_without_first_tokens(value, cells)
-    return [_of_trace(cell) if cell.trace is not None else in_sessions(cell, REQUESTS_MAX) for cell in cells]
+    ended = [_of_trace(cell) if cell.trace is not None else in_sessions(cell, REQUESTS_MAX) for cell in cells]
+    return [warmed_up(cell, fields, default_warmup) for cell in ended]
 
 
 def _refuse_without_first_tokens(value: Value, cells: list[Cell]) -> None:

@@ -12,7 +12,7 @@ from kvgauge.plan.conversation import turns_mean
 from kvgauge.plan.nodes import nearest
 from kvgauge.plan.open import offered, rate, span_s
 from kvgauge.plan.read import rehearsal, slug
-from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Run, Test
+from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Run, Test, UntilSteady
 
 # The duration model: rough, for "how long will this take", never for a result. Two cores, one machine, and the
 # embedded target's compute for an H100, whatever GPU the test names.
@@ -35,6 +35,7 @@ DESCRIPTOR_S = 2e-6  # posting, completing and checking one descriptor
 CHARACTERS_PER_TOKEN = 4
 OF_UNKNOWN = "Llama-3.1-8B"  # for the duration of a model that a server names as it likes
 COLD_ROOM_S = 60  # for what a first request takes beyond its cold start, when a time-out is suggested
+STEADY_BATCHES, STEADY_REQUESTS = 10, 3  # the fewest that show a steady load, and how many requests one lasts
 UNDER_WAY_LEAST = 16  # what an open load is given room for, however low its rate
 
 
@@ -148,6 +149,8 @@ def cell_s(test: Test, cell: Cell) -> float:
     queued_s, decode_s = _request_s(test, cell)
     slots = min(cell.concurrency, UNDER_WAY_LEAST) if cell.is_open else cell.concurrency
     warmup_s = -(-cell.warmup_requests // slots) * decode_s + cell.warmup_requests * queued_s
+    if cell.steady is not None:
+        warmup_s = steady_s(cell.steady, queued_s + decode_s)
     delays_s = (turns_mean(cell) - 1) * cell.conversation.delay_ms / 1e3 if cell.conversation is not None else 0.0
     if cell.is_open:
         return warmup_s + max(span_s(cell), offered(cell) * queued_s) + queued_s + decode_s + delays_s
@@ -156,6 +159,13 @@ def cell_s(test: Test, cell: Cell) -> float:
     if cell.duration_s is not None:
         measured_s = min(measured_s, cell.duration_s + cell.concurrency * queued_s + decode_s)
     return warmup_s + measured_s
+
+
+def steady_s(steady: UntilSteady, request_s: float) -> float:
+    """Roughly what it takes to see that a load is steady: ten batches of three requests each, a second each at least,
+    and one more request for the end of what is under way."""
+    least_s = STEADY_BATCHES * max(1.0, STEADY_REQUESTS * request_s)
+    return min(steady.limit_s, max(steady.at_least_s, 1.5 * least_s)) + request_s
 
 
 def under_way(test: Test, cell: Cell) -> int:

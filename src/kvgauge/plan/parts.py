@@ -36,7 +36,7 @@ def first_prompts(cells: Sequence[Cell], *, round_number: int = 0) -> dict[str, 
 
 def _count(cell: Cell) -> int | None:
     """Prompts that a cell sends, warm-up included; None where its end does not say."""
-    if cell.until is not None or (cell.duration_s is not None and not cell.is_open):
+    if cell.until is not None or cell.steady is not None or (cell.duration_s is not None and not cell.is_open):
         return None
     sent = starts(cell) if cell.sessions is not None else offered(cell)
     return None if cell.duration_s is not None and cell.sessions is not None else cell.warmup_requests + sent

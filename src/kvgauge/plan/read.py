@@ -4,6 +4,7 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
 
     name, repetitions, gain_within, seed, load_workers: N or auto
     primary:  {metric, cell}     baseline: NAME or [NAMES]
+    warmup: steady    of cells that name no warm-up of their own (warmup.py)
     quick_ack: true   the client's kernel acknowledges every read at once
     goodput:  {ttft_ms, tpot_ms, e2e_latency_ms}: what a request must stay within, those that are given
     defaults: {fields of a test, for those that do not say otherwise}
@@ -42,10 +43,11 @@ from kvgauge.plan.records import (
     Test,
 )
 from kvgauge.plan.tokenizer import read_tokenizer
+from kvgauge.plan.warmup import STEADY_WORKERS
 
 PLAN_KEYS = (
-    "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "quick_ack", "baseline",
-    "defaults", "tests", "cells",
+    "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "quick_ack", "warmup",
+    "baseline", "defaults", "tests", "cells",
 )  # fmt: skip
 TEST_KEYS = (
     "name",
@@ -115,10 +117,13 @@ def read(
         if key not in fields:
             raise root.missing(key, "the plan")
     tests = _tests(fields, known_builds, read_file)
-    cells = read_cells(fields["cells"], read_file, _primary_metric(fields["primary"]))
+    cells = read_cells(fields["cells"], read_file, _primary_metric(fields["primary"]), fields.get("warmup"))
     goodput = _goodput(fields["goodput"]) if "goodput" in fields else None
     primary = _primary(fields["primary"], cells)
     _refuse_unknowable(fields["primary"], primary, cells, goodput)
+    load_workers = _load_workers(fields["load_workers"]) if "load_workers" in fields else 1
+    if isinstance(load_workers, int) and load_workers > 1 and (found := [c.name for c in cells if c.steady]):
+        raise fields["load_workers"].error(f"{STEADY_WORKERS} ({found[0]}): leave it away, or give `warmup_requests`")
     return Plan(
         name=fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX),
         source=source,
@@ -133,7 +138,7 @@ def read(
         quick_ack=fields["quick_ack"].flag() if "quick_ack" in fields else False,
         seed=fields["seed"].integer(0, 2**31 - 1) if "seed" in fields else 1,
         rehearsal=rehearsal(tests),
-        load_workers=_load_workers(fields["load_workers"]) if "load_workers" in fields else 1,
+        load_workers=load_workers,
     )
 
 

@@ -131,6 +131,16 @@ class Until(msgspec.Struct, frozen=True, kw_only=True):
     half_width: float
 
 
+class UntilSteady(msgspec.Struct, frozen=True, kw_only=True):
+    """Warm-up that ends when the load is steady; after `limit_s` it is measured all the same, and said to be unsteady.
+
+    at_least_s  nothing is measured before
+    """
+
+    limit_s: float
+    at_least_s: float = 0.0
+
+
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One load applied to a started target.
 
@@ -155,6 +165,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     speed_up       a trace's time is divided by this
     duration_s     nothing becomes due later than this; None: no such end
     until          an end that the measured values decide, within `requests` and `duration_s`
+    steady         warm-up until the load is steady, in one offer with what is measured; None: `warmup_requests`
     """
 
     name: str
@@ -174,6 +185,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     speed_up: float = 1.0
     duration_s: float | None = None
     until: Until | None = None
+    steady: UntilSteady | None = None
     steps: Steps | None = None
     conversation: Conversation | None = None
     sessions: int | None = None

@@ -37,6 +37,8 @@ def _quick_cell(cell: Cell, *, decides: bool, warm: bool) -> Cell:
     decides   it is the primary metric's
     warm      a cell before it in the run sent prompts of as many blocks, so no warm-up is due
     """
+    if cell.steady is not None:  # which takes longer than all the rest
+        cell = msgspec.structs.replace(cell, steady=None, warmup_requests=QUICK_WARMUP_REQUESTS)
     warmup = 0 if warm else min(cell.warmup_requests, QUICK_WARMUP_REQUESTS)
     if cell.is_open or cell.duration_s is not None or cell.until is not None:
         few = without_end(cell, requests=max(QUICK_OPEN_REQUESTS, _closed_slots(cell)), duration_s=QUICK_OPEN_S)

@@ -21,6 +21,7 @@ from kvgauge.stats.estimate import Estimate, missing
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
 from kvgauge.stats.tails import is_largest, no_tail
+from kvgauge.stats.warmth import WarmUp
 
 SCHEMA = 1
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
@@ -43,6 +44,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks  cells: what does not make it wrong, but must be known to read it
     server   cells: what the server's own /metrics counted there; None when nothing was scraped
     load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
+    warmup   cells: how it was warmed up, where that is more than a number of requests
     limits   run-level entries of imported results: what the other tool's files lack
     """
 
@@ -59,6 +61,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     load_workers: int = 1
     load_workers_why: str | None = None
     remarks: tuple[str, ...] = ()
+    warmup: WarmUp | None = None
     limits: tuple[str, ...] = ()
 
 

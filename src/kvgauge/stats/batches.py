@@ -57,7 +57,7 @@ class Narrow:
     Looks come at 100 requests and then each time at half as many again. A look sees the first n requests in the order
     they were sent, once all of them have ended: otherwise quick answers would be seen before slow ones.
 
-    first_seq  number of the first measured request
+    first_seq  number of the first measured request, or of one before it
     """
 
     def __init__(self, until: Until, *, first_seq: int) -> None:
@@ -70,9 +70,9 @@ class Narrow:
 
     def add(self, exchange: Exchange) -> None:
         """A request has ended, in whatever order. Warm-up does not count, nor does one that failed."""
-        if exchange.warmup:
+        if exchange.seq < self._next_seq:
             return
-        self._early[exchange.seq] = _value(exchange, self._until.metric)
+        self._early[exchange.seq] = None if exchange.warmup else _value(exchange, self._until.metric)
         while self._next_seq in self._early:
             value = self._early.pop(self._next_seq)
             self._next_seq += 1

@@ -140,10 +140,20 @@ def _lag(off: Values) -> float:
 
 
 def _reach_pct(means: Values, lag: float) -> float:
-    """Half of the mean's 95 % interval, in percent of it, over as many batches as the correlation leaves."""
+    """Half of the mean's 95 % interval, in percent of it."""
+    return abs(100 * _half(means, lag) / float(means.mean())) if means.any() else 0.0
+
+
+def _half(means: Values, lag: float) -> float:
+    """Half of the mean's 95 % interval, over as many batches as the correlation leaves."""
     effective = max(2.0, len(means) * (1 - lag) / (1 + lag))
-    half = t_quantile(0.975, effective - 1) * float(means.std(ddof=1)) / sqrt(effective)
-    return abs(100 * half / float(means.mean())) if means.any() else 0.0
+    return t_quantile(0.975, effective - 1) * float(means.std(ddof=1)) / sqrt(effective)
+
+
+def half_width(means: Values) -> float:
+    """Half of the 95 % interval of the mean of batches that may resemble their neighbours: t over n (1 - r) / (1 + r)
+    of them, r their lag-1 correlation where that is above 0. At least two batches."""
+    return _half(means, max(0.0, min(0.99, _lag(means - means.mean()))))
 
 
 def mser(means: Values) -> int | None:
