@@ -94,6 +94,8 @@ class Continuous:
         if self._within(due_ns):
             self._left -= 1
             self._measured.add(slot)
+        else:
+            self._close(due_ns)
         return self._given(self._arrivals.begun(slot, now_ns))
 
     def ended(self, slot: int, at_ns: int) -> list[Due]:
@@ -138,7 +140,7 @@ class Continuous:
     def _within(self, due_ns: int) -> bool:
         if self._begin_ns is None or due_ns < self._begin_ns or self._left == 0:
             return False
-        return self._closed_ns is None and (self._end_ns is None or due_ns < self._end_ns)
+        return self._end_ns is None or due_ns < self._end_ns
 
     def _given(self, dues: list[Due]) -> list[Due]:
         for due in dues:
@@ -148,10 +150,10 @@ class Continuous:
 
     def _close(self, due_ns: int) -> None:
         """What is due then is the first that is not measured any more, if that is so."""
-        if self._begin_ns is None or self._closed_ns is not None or due_ns < self._begin_ns:
+        if self._begin_ns is None or due_ns < self._begin_ns:
             return
         if self._left == 0 or (self._end_ns is not None and due_ns >= self._end_ns):
-            self._closed_ns = due_ns
+            self._closed_ns = due_ns if self._closed_ns is None else min(self._closed_ns, due_ns)
 
     def _look(self) -> None:
         if self._closed_ns is None or self._measured or self._over:

@@ -111,7 +111,7 @@ def judge(found: Sequence[Batch], *, margin_pct: float = MARGIN_PCT) -> Steady:
     return Steady(state="steady", from_ns=begin, drift=left, reason=f"settled after {cut} of {len(found)} batches")
 
 
-def drift(means: Values) -> Estimate:
+def drift(means: Values, *, confidence: float = 0.95) -> Estimate:
     """Change from the first of these batches to the last along a straight line, in percent of their mean.
 
     The interval is t over the residuals with their lag-1 correlation r taken into account: n (1 - r) / (1 + r)
@@ -127,9 +127,31 @@ def drift(means: Values) -> Estimate:
     lag = _lag(residuals)
     effective = max(3.0, n * (1 - max(lag, 0.0)) / (1 + max(lag, 0.0)))
     error = sqrt(spread / (effective - 2) / float(at @ at)) if effective > 2 else 0.0
-    half = t_quantile(0.975, effective - 2) * error
+    half = t_quantile((1 + confidence) / 2, effective - 2) * error
     scale = 100 * (n - 1) / mean if mean else 0.0
     point, reach = slope * scale, abs(half * scale)
+    return Estimate(point=point, low=point - reach, high=point + reach, n=n, unit="%")
+
+
+def shift(means: Values, *, confidence: float = 0.95) -> Estimate:
+    """How far the first quarter of these batches lies from the last half, in percent of their mean: where the end of
+    a transient was measured too, a line fits it badly and this sees it.
+
+    t over the deviations from both parts' means, pooled, with as many batches as their lag-1 correlation leaves.
+    J. Geweke, Evaluating the accuracy of sampling-based approaches to the calculation of posterior moments, Bayesian
+    Statistics 4 (1992): early against late; he takes a tenth, of much longer series.
+    """
+    n = len(means)
+    early, late = means[: max(2, n // 4)], means[n - n // 2 :]
+    off = np.concatenate([early - early.mean(), late - late.mean()])
+    lag = max(0.0, min(0.99, _lag(off)))
+    left = (1 - lag) / (1 + lag)
+    freedom = max(1.0, (len(early) + len(late)) * left - 2)
+    spread = float(off @ off) / (len(off) - 2) if len(off) > 2 else 0.0
+    error = sqrt(spread * (1 / len(early) + 1 / len(late)) / left)
+    scale = 100 / float(means.mean()) if means.any() else 0.0
+    point = float(late.mean() - early.mean()) * scale
+    reach = abs(t_quantile((1 + confidence) / 2, freedom) * error * scale)
     return Estimate(point=point, low=point - reach, high=point + reach, n=n, unit="%")
 
 

@@ -13,7 +13,7 @@ from kvgauge.stats.cells import NS_PER_MS, tpot_ms
 from kvgauge.stats.estimate import Estimate, bare, counted, missing
 from kvgauge.stats.settling import VALUES, WIDTH_NS_MIN, Settled
 from kvgauge.stats.sizes import held_ns_of, listed, reached, stays
-from kvgauge.stats.steady import KEPT_MIN, MARGIN_PCT, REQUESTS_A_BATCH, Values, batches, drift, half_width
+from kvgauge.stats.steady import KEPT_MIN, MARGIN_PCT, REQUESTS_A_BATCH, Values, batches, drift, half_width, shift
 
 if TYPE_CHECKING:
     from kvgauge.load.tally import CellLoad
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MEASURED_BATCHES = 20
 WIDENED = {"ttft_ms_mean": "ttft_ms", "e2e_latency_ms_mean": "e2e_latency_ms", "tpot_ms_mean": "tpot_ms"}
 UNSTEADY = "unsteady"
+ALL = 0.9875  # of each of four changes (two values; a line, and early against late), so that all hold at 95 %
+SURE = 0.9975  # likewise at 99 %: what it takes to doubt a load that had settled
 
 
 class WarmUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +33,7 @@ class WarmUp(msgspec.Struct, frozen=True, kw_only=True):
     requests  due before that, those that ended after it included
     surplus   sent to keep up the load until the last measured request had ended
     state     steady; unsteady; fixed: nobody looked. `reason` says what was seen, at the last look
-    drifts    change over what was measured, by value, in percent of its mean
+    drifts    change over what was measured, by value, in percent of its mean; intervals that hold together at 95 %
     sizes_before, sizes_measured   decode batch sizes (or requests under way) met earlier in this run, and then
     sizes_new, sizes_above   of the latter, those that may pay for a graph of their own, and those too large for one
     """
@@ -85,6 +87,7 @@ def judged(
     if settled is None or load.started_ns is None or load.edges is None:
         return Judged(warm_up=warm_up, metrics=metrics, remarks=remarks)
     drifts, means = _drifts(cell, load, exchanges)
+    sure = {name: _changes(means[name], SURE) for name in drifts if name in means}
     warm_up = msgspec.structs.replace(warm_up, drifts=drifts)
     found = {
         "warmup_s": bare(settled.took_ns / 1e9, "s", 1, "one warm-up: no interval within a run"),
@@ -96,7 +99,7 @@ def judged(
     if said is None:
         return Judged(warm_up=warm_up, metrics=metrics, remarks=remarks)
     warm_up = msgspec.structs.replace(warm_up, state="unsteady")
-    if beyond := _beyond(settled, drifts):
+    if beyond := _beyond(settled, drifts, sure):
         trouble = f"{UNSTEADY}: {said}. {beyond} of more than {MARGIN_PCT:g} %: {_advice(settled)}"
         return Judged(warm_up=warm_up, metrics=_widened(metrics, means, said), remarks=remarks, trouble=trouble)
     remark = f"{UNSTEADY}: {said}. Its intervals are widened; {_advice(settled)}"
@@ -155,7 +158,12 @@ def _drifts(
         if len(found) >= KEPT_MIN:
             means[name] = np.array([batch.mean for batch in found])
         if name in names:
-            drifts[name] = drift(means[name]) if name in means else missing("%", _too_short(len(found), width_ns))
+            enough = name in means
+            drifts[name] = (
+                max(_changes(means[name], ALL), key=_showing)
+                if enough
+                else missing("%", _too_short(len(found), width_ns))
+            )
     return drifts, means
 
 
@@ -195,12 +203,21 @@ def _shows(value: Estimate) -> bool:
     return (value.low > 0 or value.high < 0) and abs(value.point) > MARGIN_PCT
 
 
-def _beyond(settled: Settled, drifts: Mapping[str, Estimate]) -> str | None:
-    """Which value drifts too much. Where the load had settled, its whole interval must be beyond the margin."""
+def _changes(means: Values, confidence: float) -> tuple[Estimate, Estimate]:
+    return drift(means, confidence=confidence), shift(means, confidence=confidence)
+
+
+def _showing(value: Estimate) -> float:
+    """How far the interval of a change lies from none, in percent; below 0 where it holds none."""
+    return max(value.low or 0.0, -(value.high or 0.0))
+
+
+def _beyond(
+    settled: Settled, drifts: Mapping[str, Estimate], sure: Mapping[str, tuple[Estimate, Estimate]]
+) -> str | None:
+    """Which value drifts too much. Where the load had settled, its whole interval at 99 % must be beyond the margin."""
     for name, value in drifts.items():
-        if value.low is None or value.high is None or not _shows(value):
-            continue
-        if settled.state != "steady" or value.low > MARGIN_PCT or value.high < -MARGIN_PCT:
+        if _shows(value) and (settled.state != "steady" or max(map(_showing, sure[name])) > MARGIN_PCT):
             return f"{VALUES[name]} shows a drift"
     return None
 
