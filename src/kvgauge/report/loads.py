@@ -37,6 +37,7 @@ def load_tables(test: TestResult, notes: Footnotes) -> "Iterator[RenderableType]
         runs = rows.runs_in(test, cell, "valid")
         yield Text(plain(cell), style="bold").append(plain(f"  {_rates(test, cell, notes)}"), style="not bold")
         if not runs:
+            yield from (Text(plain(line)) for line in part_lines(test, cell))
             continue
         label = Column(("",), tuple(Value((name,)) for name in FAMILIES.values()))
         yield Packed(

@@ -1,8 +1,9 @@
-"""What stands under a cell: its steps, the turns of its conversations. And remarks on what is valid."""
+"""What stands under a cell: its steps, the turns of its conversations, its warm-up. And remarks on what is valid."""
 
 from kvgauge.report import rows
 from kvgauge.report.numbers import value_text
 from kvgauge.report.results import TestResult
+from kvgauge.report.warm import warm_lines
 from kvgauge.stats.turns import TURNS_SHOWN
 
 STEPS_MAX = 20
@@ -16,7 +17,7 @@ OF_STEP = {
 
 
 def part_lines(test: TestResult, cell: str) -> list[str]:
-    """Lines about the parts of a cell, over its valid runs; none for most cells."""
+    """Lines about the parts of a cell, over its valid runs, and its warm-up; none for most cells."""
     measured = {metric for run in rows.runs_in(test, cell, "valid") for metric in run.metrics}
     lines = []
     for step in range(1, STEPS_MAX + 1):
@@ -29,7 +30,7 @@ def part_lines(test: TestResult, cell: str) -> list[str]:
         lines += [f"step {step}: {', '.join(told)}"] if told else []
     if "sessions" in measured:
         lines += _turns(test, cell, measured)
-    return lines
+    return [*lines, *warm_lines(test, cell)]
 
 
 def _turns(test: TestResult, cell: str, measured: set[str]) -> list[str]:
