@@ -5,7 +5,7 @@ import pytest
 from kvgauge.failures import UsageError
 from kvgauge.plan.asked import Asked, plan_of
 from kvgauge.plan.cells import no_files
-from kvgauge.plan.records import UNOBSERVED
+from kvgauge.plan.records import UNOBSERVED, UntilSteady
 
 
 def cells(**asked):
@@ -106,3 +106,13 @@ def test_a_flag_about_requests_that_cannot_be_is_named(changes, message):
     with pytest.raises(UsageError) as caught:
         plan_of(Asked(**changes), "m", no_files)
     assert message in str(caught.value)
+
+
+def test_a_warm_up_until_steady_is_a_flag():
+    assert cells(warmup="steady")[0].steady == UntilSteady(limit_s=120)
+    assert cells(warmup="steady:30.5")[0].steady == UntilSteady(limit_s=30.5)
+    for wrong in ("warm", "steady:", "steady:x", "steady:1e3", "30"):
+        with pytest.raises(UsageError, match=r"^--warmup: "):
+            cells(warmup=wrong)
+    with pytest.raises(UsageError, match=r"^--warmup: given beside"):
+        cells(warmup="steady", warmup_requests=2)

@@ -38,7 +38,7 @@ ORDER = (
 )
 PURE = ("failures", "judge", "capacity", "models", "backends", "plan", "kv.layout", "kv.stamps", "stats", "compare", "evidence.nixl",
         "evidence.ucx", "evidence.proof", "load.sse", "load.alike", "load.answers", "load.arrivals", "load.offset",
-        "load.prompts", "load.schedules", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
+        "load.prompts", "load.schedules", "load.continuous", "load.shares", "load.how_many", "load.open", "load.tally", "load.sessions",
         "evidence.prometheus", "evidence.known_metrics",
         "scrape.changes", "switch", "tokens", "load.count",
         "evidence.proc", "doctor.needs", "doctor.records", "doctor.judge_builds", "doctor.judge_fabrics",

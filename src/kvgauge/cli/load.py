@@ -34,6 +34,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--until", type=_until, metavar="METRIC:SHARE",
                       help="stop when the mean is known so well, e.g. ttft_ms_mean:2%%")  # fmt: skip
     load.add_argument("--warmup-request-count", "--num-warmups", type=int, metavar="N", help="before each cell")
+    load.add_argument("--warmup", metavar="steady[:S]",
+                      help="until TTFT and latency are steady, in one load with what is measured; after S s (120) "
+                      "it is measured all the same, and said to be unsteady")  # fmt: skip
     load.add_argument("--isl", "--input-len", "--synthetic-input-tokens-mean", type=int, metavar="TOKENS",
                       help="of a prompt that is unique to each request (512)")  # fmt: skip
     load.add_argument("--osl", "--output-len", "--output-tokens-mean", type=int, metavar="TOKENS", help="(128)")
@@ -106,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         output_tokens=args.osl,
         prompt=args.prompt,
         warmup_requests=args.warmup_request_count,
+        warmup=args.warmup,
         trace=args.trace,
         speed_up=args.speed_up,
         until=args.until,

@@ -31,6 +31,8 @@ FLAGS = {
     "output_tokens": "--osl",
     "prompt": "--prompt",
     "warmup_requests": "--warmup-request-count",
+    "warmup": "--warmup",
+    "limit_s": "--warmup",
     "trace": "--trace",
     "half_width": "--until",
     "metric": "--until",
@@ -51,7 +53,7 @@ FLAGS = {
     "until": "--until",
     "prompt_kind": "--prompt-kind",
 }
-IN_MESSAGES = ("sessions", "duration_s", "conversation")  # named by messages about other flags
+IN_MESSAGES = ("sessions", "duration_s", "conversation", "warmup_requests")  # named by messages about other flags
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     requests     for all concurrencies or rates, or one number for each
     goodput      NAME:MS each
     steps        (rate, seconds) each
+    warmup       steady, or steady:SECONDS
     sessions     conversations, as `requests`
     until        (metric, half width as the user wrote it): stop when the mean is known so well
     """
@@ -75,6 +78,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None = None
     prompt: str | None = None
     warmup_requests: int | None = None
+    warmup: str | None = None
     trace: str | None = None
     speed_up: float | None = None
     until: tuple[str, str] | None = None
@@ -183,7 +187,17 @@ def _cell(asked: Asked) -> dict[str, object]:
         cell["concurrency"] = _one_or_all(asked.concurrency or (1,))
     if asked.warmup_requests is not None:
         cell["warmup_requests"] = asked.warmup_requests
+    if asked.warmup is not None:
+        cell["warmup"] = _warmup(asked.warmup)
     return cell | _end(asked, load)
+
+
+def _warmup(text: str) -> object:
+    """steady, or steady:SECONDS; what is neither is left for the reader of plans to refuse."""
+    word, separator, limit_s = text.partition(":")
+    if not separator or word != "steady":
+        return text
+    return {"until": word, "limit_s": float(limit_s) if _MS.fullmatch(limit_s) else limit_s}
 
 
 def _conversation(asked: Asked) -> dict[str, object]:
