@@ -7,11 +7,9 @@ Nothing the server does raises: a request that goes wrong is an Exchange with a 
 comes through, after the requests under way were dropped.
 """
 
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +28,7 @@ from kvgauge.load.loop import Loop
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.open_files import raise_limit
+from kvgauge.load.process import CpuFrom, collector_off
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, Bodies
 from kvgauge.load.proxy import Proxy
 from kvgauge.load.receive import OpenReceiver, acknowledging, open_receiver
@@ -193,7 +192,7 @@ class Driver:
         steps = self._offset.steps
         open_load: OpenLoad | None = None
         edges: Edges | None = None
-        with _collector_off():
+        with collector_off():
             self._loop.connect(slots, ahead=ahead)
             finished = True
             if cell.warmup_requests:
@@ -203,7 +202,7 @@ class Driver:
             cpu_ns = time.process_time_ns()
             if steady is not None and cell.steady is not None:
                 stagger_ns = stagger_of(msgspec.structs.replace(cell, requests=ENDLESS), typical_ns, self._stagger_s)
-                timed = _CpuFrom(steady)
+                timed = CpuFrom(steady)
                 offer, open_load = going_on(
                     cell,
                     timed,
@@ -370,19 +369,6 @@ class Driver:
         )
 
 
-class _CpuFrom:
-    """Notes this process's CPU time at the moment from which requests are measured."""
-
-    def __init__(self, steady: Steady) -> None:
-        self._steady, self.cpu_ns = steady, time.process_time_ns()
-
-    def measure_from(self, now_ns: int) -> int | None:
-        begin_ns = self._steady.measure_from(now_ns)
-        if begin_ns is not None:
-            self.cpu_ns = time.process_time_ns()
-        return begin_ns
-
-
 def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> int:
     """Over how many nanoseconds the slots of a cell begin. stagger_s: as it was asked for; None: by what is known"""
     if cell.load != "closed" or cell.concurrency == 1:
@@ -409,16 +395,3 @@ def _shape(cell: Cell) -> tuple[object, ...]:
         cell.stream,
         cell.conversation,
     )
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection while stamps are taken: nothing here makes cycles that outlive a request."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
