@@ -1,9 +1,11 @@
 """When a load may be measured, told as its answers come in."""
 
+import msgspec
 import pytest
 
-from kvgauge.plan.records import UntilSteady
+from kvgauge.plan.records import Until, UntilSteady
 from kvgauge.samples.records import Exchange
+from kvgauge.stats.batches import Narrow
 from kvgauge.stats.settling import Settling
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -86,3 +88,12 @@ def test_answers_that_come_whole_are_judged_by_their_latency_alone():
     settling = Settling(UntilSteady(limit_s=120), streamed=False)
     assert ended_after(settling, 60) is not None
     assert "latency: settled" in settling.outcome.reason
+
+
+def test_an_end_by_the_mean_counts_from_where_measuring_began_also_where_warm_up_lies_between():
+    narrow = Narrow(Until(metric="ttft_ms_mean", half_width=0.05), first_seq=0)
+    for seq in range(120):
+        warm_up = seq < 19 or seq == 50  # one that was due before the edge and begun after it
+        narrow.add(msgspec.structs.replace(exchange(seq, seq * SECOND, 9_000 if warm_up else 500), warmup=warm_up))
+        assert narrow.met == (seq == 119), "100 measured ones, and none of the slow warm-up among them"
+    assert narrow.outcome().point == 0
