@@ -1,5 +1,8 @@
 """When a load may be measured, told as its answers come in."""
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 
@@ -97,3 +100,12 @@ def test_an_end_by_the_mean_counts_from_where_measuring_began_also_where_warm_up
         narrow.add(msgspec.structs.replace(exchange(seq, seq * SECOND, 9_000 if warm_up else 500), warmup=warm_up))
         assert narrow.met == (seq == 119), "100 measured ones, and none of the slow warm-up among them"
     assert narrow.outcome().point == 0
+
+
+def test_what_a_look_needs_is_loaded_before_the_load_begins():
+    code = (
+        "import sys\nfrom kvgauge.stats.settling import Settling\nfrom kvgauge.plan.records import UntilSteady\n"
+        "Settling(UntilSteady(limit_s=9))\nprint('scipy.special' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True", "a look would import it, for a second or more, while sockets wait"
