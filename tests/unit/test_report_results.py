@@ -94,6 +94,7 @@ def test_the_shape_is_the_documented_one():
         "load_workers",
         "load_workers_why",
         "remarks",
+        "warmup",
         "limits",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
