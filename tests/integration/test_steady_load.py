@@ -33,7 +33,11 @@ def quick_batches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "load", [{"load": "closed"}, {"load": "poisson", "rate": 60.0, "concurrency": 32}], ids=["closed", "poisson"]
+    "load",
+    [
+        pytest.param({"load": "closed"}, id="closed"),
+        pytest.param({"load": "poisson", "rate": 60.0, "concurrency": 32}, id="poisson", marks=pytest.mark.long),
+    ],
 )
 def test_nothing_of_a_slow_start_is_measured_and_the_load_goes_on_to_the_last_measured_end(quick_batches, load):
     cell = make_cell(**({"concurrency": 3, "requests": 60, "warmup_requests": 0, "prompt": "x"} | load),
@@ -60,7 +64,7 @@ def test_nothing_of_a_slow_start_is_measured_and_the_load_goes_on_to_the_last_me
     last_ns = max(each.done_ns for each in measured)
     surplus = [each for each in exchanges if each.due_ns >= edges.closed_ns]
     assert all(each.warmup for each in surplus)
-    assert all(each.due_ns < last_ns + 2_000_000_000 for each in surplus)
+    assert all(each.due_ns < last_ns + 10_000_000_000 for each in surplus)
     assert found.measured_ns == edges.closed_ns - min(each.due_ns for each in measured)
 
 
