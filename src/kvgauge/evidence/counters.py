@@ -15,6 +15,7 @@ MORE: tuple[Known, ...] = (  # of no use in a report's table, but of use here
           unit="tokens", means="prompt tokens found in this worker's cache", labels=(("source", "local_cache_hit"),)),
 )  # fmt: skip
 ASKED = tuple(known for known in (*KNOWN, *MORE) if known.take in ("sum", "count", "increase"))
+BORN = ("_created", "process_start_time_seconds")
 REPEATED = "tp_rank"  # SGLang's ranks each tell of the whole transfer
 
 
@@ -50,6 +51,21 @@ def counted(source: str, before: Mapping[Key, float], after: Mapping[Key, float]
         if rows and (known.engine, known.quantity) not in values:
             values[known.engine, known.quantity] = _total(rows) * known.factor
     return Counted(source=source, values=values, restarted=restarted)
+
+
+def told_again(sources: Mapping[str, Mapping[Key, float]]) -> set[str]:
+    """Sources that are the same process as one before them: a router passes /metrics on, a worker has two addresses.
+
+    Told by when its series were made, which Prometheus's client libraries say to the microsecond; a source that does
+    not say it is its own.
+    """
+    again, known = set(), set()
+    for url, series in sources.items():
+        made = frozenset((key, value) for key, value in series.items() if key[0].endswith(BORN))
+        if made and made in known:
+            again.add(url)
+        known.add(made)
+    return again
 
 
 def _series(known: Known) -> str:

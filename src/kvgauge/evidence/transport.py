@@ -21,7 +21,7 @@ _CLASSES: tuple[tuple[Fabric, re.Pattern[str]], ...] = (
     ("cuda", re.compile(r"cuda_ipc/")),
     ("shm", re.compile(r"(cma|knem|xpmem|posix|sysv)/|shm")),
 )
-LEVELS = "NIXL_LOG_LEVEL=INFO and UCX_LOG_LEVEL=info make them say it"
+LEVELS = "NIXL_LOG_LEVEL=INFO, UCX_LOG_LEVEL=info and UCX_LOG_FILE=stderr make them say it"
 FIXES = {
     "tcp LIBFABRIC": "no EFA device was found where the worker runs: give the container vpc.amazonaws.com/efa devices "
     "and a libfabric with the efa provider (fi_info -p efa lists it), and do not set FI_PROVIDER=tcp",

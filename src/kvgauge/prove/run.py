@@ -35,7 +35,10 @@ from kvgauge.samples.records import Exchange
 from kvgauge.scrape.source import FETCH_TIMEOUT_S, origin_metrics
 
 AFTER_S = 6.0  # kept for the scrapes and logs behind the requests
+DRAIN_SHARE = 0.2  # of the time for requests, kept for those under way to end: one that is cut off spoils the sum
+WARM_SHARE = 0.4  # of the time, at most, for the first answer: it waits for the workers to find each other
 SETTLE_S, SETTLE_STEP_S = 4.0, 0.4  # exporters lag: NIXL's by 0.1 s, an engine's by a step
+SCRAPE_TRIES = 3  # of a worker that was named, FETCH_TIMEOUT_S each
 ANSWERS_SHARE = 0.25  # of the time, for greedy answers
 ANSWER_WORDS, ANSWER_TOKENS, ASK_S = 64, 24, 10.0
 CSV_HEAD = 200
@@ -80,7 +83,8 @@ def prove(task: Task, say: Callable[[str], None] = lambda _line: None) -> Proof:
     deadline = began + task.seconds
     model = _model(task)
     geometry, unknown = _geometry(task, model)
-    answers = _answers(task, model, began + ANSWERS_SHARE * task.seconds, say)
+    _warm_up(task, model, WARM_SHARE * task.seconds)
+    answers = _answers(task, model, time.monotonic() + ANSWERS_SHARE * (deadline - time.monotonic()), say)
     silent, before = _scrape(task)
     csv_before = {path: sum(1 for _ in _rows(path)) for path in task.logs if _is_csv(path)}
     efa_before = efa.read_ports()
@@ -174,7 +178,6 @@ def _load(task: Task, model: str, seconds: float) -> list[Exchange]:
         load="closed",
         concurrency=task.concurrency,
         requests=task.requests,
-        duration_s=seconds,
         output_tokens=task.output_tokens,
         warmup_requests=0,
         input_tokens=task.input_tokens,
@@ -190,13 +193,15 @@ def _load(task: Task, model: str, seconds: float) -> list[Exchange]:
         request_timeout_s=max(5.0, min(60.0, seconds)),
         stagger_s=0.0,
     ) as driver:
-        until = time.monotonic() + seconds + AFTER_S / 2
+        until = time.monotonic() + seconds
+        last = until - DRAIN_SHARE * seconds
         driver.run_cell(
             cell,
             run_id="prove",
             seed=secrets.randbits(31),
             on_exchange=exchanges.append,
             stop=lambda: time.monotonic() > until,
+            enough=lambda: time.monotonic() > last,
         )
     return [each for each in exchanges if each.failure != "unsent"]
 
@@ -222,6 +227,13 @@ def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]
     return answers_claim(got, troubles[0] if troubles else None)
 
 
+def _warm_up(task: Task, model: str, seconds: float) -> None:
+    """One request, whatever comes of it: what fails here fails again where it is told."""
+    site = sites.site_of(task.url, task.tls, headers=task.headers)
+    prompt = sample_text(_text_cell(-1), ANSWER_WORDS, words())
+    _ask(site, model, prompt, time.monotonic() + seconds, [], most_s=seconds)
+
+
 def _text_cell(number: int) -> Cell:
     return Cell(name=f"prove-answers-{number}", load="single", concurrency=1, requests=1, warmup_requests=0,
                 output_tokens=ANSWER_TOKENS, input_tokens=ANSWER_WORDS, stream=False, ignore_eos=False)  # fmt: skip
@@ -235,10 +247,12 @@ class _Whole(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _ask(site: sites.Site, model: str, prompt: str, deadline: float, troubles: list[str]) -> str | None:
+def _ask(
+    site: sites.Site, model: str, prompt: str, deadline: float, troubles: list[str], *, most_s: float = ASK_S
+) -> str | None:
     """The answer; None, and why among the troubles, when there is none."""
     body = body_of(_text_cell(0), model=model, prompt=prompt, max_tokens=ANSWER_TOKENS)
-    left_s = max(1.0, min(ASK_S, deadline - time.monotonic()))
+    left_s = max(1.0, min(most_s, deadline - time.monotonic()))
     try:
         status, said = sites.ask(site, PATHS["completions"], body=body, timeout_s=left_s)
         if status == 200:
@@ -255,25 +269,33 @@ def _ask(site: sites.Site, model: str, prompt: str, deadline: float, troubles: l
 def _scrape(task: Task) -> tuple[tuple[str, ...], dict[str, Series]]:
     """(why sources are silent, series by source). The server's own /metrics may be missing without a word."""
     own = origin_metrics(task.url)
+
+    def tries(url: str) -> int:
+        return SCRAPE_TRIES if url in task.workers else 1
+
     silent, found = [], {}
     urls = list(dict.fromkeys((own, *task.workers)))
     with ThreadPoolExecutor(min(16, len(urls))) as pool:
-        answers = list(pool.map(lambda url: _fetch(url, task.tls if url == own else None), urls))
+        answers = list(pool.map(lambda url: _fetch(url, task.tls if url == own else None, tries(url)), urls))
     for url, (values, why) in zip(urls, answers, strict=True):
         if values:
             found[url] = values
         elif url in task.workers:
             silent.append(f"{url} gave no series: {why or 'not Prometheus text'}")
-    return tuple(silent), found
+    again = counters.told_again({url: found[url] for url in (*task.workers, own) if url in found})
+    return tuple(silent), {url: values for url, values in found.items() if url not in again}
 
 
-def _fetch(url: str, tls: Tls | None) -> tuple[Series, str | None]:
-    """Its series; or none, and why."""
-    try:
-        status, body = sites.ask(sites.site_of(url, tls), "", timeout_s=FETCH_TIMEOUT_S)
-    except (OSError, LoadError) as error:
-        return {}, getattr(error, "strerror", None) or str(error)
-    return (parse(body).values, None) if status == 200 else ({}, f"HTTP {status}")
+def _fetch(url: str, tls: Tls | None, tries: int) -> tuple[Series, str | None]:
+    """Its series; or none, and why. A busy server may be slow to answer: it is asked again."""
+    for left in reversed(range(tries)):
+        try:
+            status, body = sites.ask(sites.site_of(url, tls), "", timeout_s=FETCH_TIMEOUT_S)
+            return (parse(body).values, None) if status == 200 else ({}, f"HTTP {status}")
+        except (OSError, LoadError) as error:
+            if not (left and isinstance(error, TimeoutError)):
+                return {}, getattr(error, "strerror", None) or str(error)
+    return {}, None
 
 
 def _settled(task: Task, before: dict[str, Series]) -> tuple[Counted, ...]:
