@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINES := .venv-engines
+VLLM := .venv-vllm
 
-.PHONY: run test test-long test-engines setup lint types unit overhead fuzz soak locks clean
+.PHONY: run test test-long test-engines test-vllm setup lint types unit overhead fuzz soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -39,7 +40,13 @@ $(ENGINES)/ready: requirements/engines.lock requirements/install.py
 	$(PYTHON) requirements/install.py $(ENGINES) requirements/engines.lock
 
 test-engines: $(VENV)/ready $(ENGINES)/ready  ## a real run against NVIDIA Dynamo's frontend and mocker: root, two minutes
-	timeout --kill-after=30 900 $(BIN)/python -m pytest tests/engines -s --durations=0
+	timeout --kill-after=30 900 $(BIN)/python -m pytest tests/engines --ignore=tests/engines/test_vllm.py -s --durations=0
+
+$(VLLM)/ready: requirements/vllm.txt requirements/install.py
+	$(PYTHON) requirements/install.py $(VLLM) requirements/vllm.txt
+
+test-vllm: $(VENV)/ready $(VLLM)/ready  ## prove, run and import against vLLM on the CPU over real NIXL: root, Python 3.11, 4 GB, long
+	timeout --kill-after=30 3600 $(BIN)/python -m pytest tests/engines/test_vllm.py -s --durations=0
 
 soak: setup  ## 20 minutes of load with a worker killed every minute
 	$(BIN)/python overhead/soak.py
@@ -59,4 +66,4 @@ locks:  ## renew the pins (needs uv); no index address is written
 	echo virtualenv | uv pip compile -q - --universal --generate-hashes --no-annotate --python-version 3.11 --no-header -o requirements/virtualenv.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-helper $(ENGINES) $(ENGINES)-helper .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-helper $(ENGINES) $(ENGINES)-helper $(VLLM) $(VLLM)-helper .mypy_cache .ruff_cache .pytest_cache

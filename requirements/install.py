@@ -3,7 +3,8 @@
     python3 requirements/install.py VENV          kvgauge and what its development needs
     python3 requirements/install.py VENV LOCK     what that lock file holds, and nothing else
 
-Everything is pinned with hashes (requirements/dev.lock); which index serves it is the machine's own setting.
+Everything is pinned with hashes (requirements/dev.lock), in a .txt by versions alone; which index serves it is the
+machine's own setting.
 """
 
 import subprocess
@@ -52,7 +53,8 @@ def make_venv(venv: Path) -> None:
 def install(venv: Path, lock: Path | None) -> None:
     python = venv / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-    steps = [[*pip, "--require-hashes", "-r", str(lock or HERE / "dev.lock")]]
+    lock_file = lock or HERE / "dev.lock"
+    steps = [[*pip, *(["--require-hashes"] if lock_file.suffix == ".lock" else []), "-r", str(lock_file)]]
     if lock is None:
         steps.append([*pip, "--no-build-isolation", "-e", str(ROOT)])
     for step in steps:

@@ -18,7 +18,6 @@ from engines.tiny_model import LENGTH_MAX
 MODEL = "tiny"
 START_S, STOP_S = 240.0, 15.0
 KV_BYTES = 128 << 20
-SPIN_S, CALM_NICE = 2.0, 10
 HERE = Path(__file__).parent
 
 
@@ -68,30 +67,12 @@ class Vllm:
                 *("--model", self._model, "--served-model-name", MODEL, "--load-format", "dummy"),
                 *("--enforce-eager", "--dtype", "float32", "--max-model-len", LENGTH_MAX, "--max-num-seqs", 16),
                 *("--no-enable-prefix-caching", "--kv-cache-memory-bytes", KV_BYTES, "--enable-per-request-metrics"),
-                *("--distributed-executor-backend", "uni"),
                 *("--host", "127.0.0.1", "--port", self._port + number, "--kv-transfer-config", transfer),
                 *flags,
             ]
             self._start(role, command, VLLM_NIXL_SIDE_CHANNEL_PORT=str(self._port + 5 + number), **more)
         for role in ("prefill", "decode"):
             self.wait_for(f"a ready {role}", role, lambda role=role: self.get(self.urls[role], "/health")[0] == 200)
-        self._calm()
-
-    def _calm(self) -> None:
-        """NIXL's progress threads, one in each worker, spin: what they take on few cores everything else lacks.
-
-        Where somebody else wants to run they get a tenth of his share.
-        """
-        time.sleep(SPIN_S)
-        ours = {process.pid for process in self.processes.values()}
-        for task in Path("/proc").glob("[0-9]*/task/[0-9]*"):
-            try:
-                fields = (task / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it has just ended
-            session, busy_s = int(fields[3]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            if session in ours and task.name != task.parent.parent.name and busy_s > SPIN_S / 4:
-                os.setpriority(os.PRIO_PROCESS, int(task.name), CALM_NICE)
 
     def route(self, port: int, skip_every: int = 0) -> str:
         """A router in front, which leaves out every Nth request's KV. returns its URL"""

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kvgauge.cli import values, watching, workers
+from kvgauge.cli import proving, values, watching, workers
 from kvgauge.cli.headers import add_flags, headers_of, proxies_of, tls_of
 
 
@@ -62,6 +62,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
     watching.add_flags(parser)
     workers.add_flags(parser)
+    proving.add_flags(parser)
     parser.add_argument("--request-timeout", type=float, default=120.0, metavar="S", help="of one request (120)")
     parser.add_argument("--quick-ack", action="store_true", help="acknowledge every read at once (TCP_QUICKACK, Linux)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the cells; send nothing")
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--random-seed: expected 0 to 2147483647, got {args.random_seed}")
     site.site_of(args.url, tls_of(args), proxy=proxies_of(args).of(args.url))
     headers_of(args)  # and what is wrong with them
+    proving.asked(args)
     asked = Asked(
         concurrency=args.concurrency,
         requests=args.request_count,

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvgauge.cli.headers import add_flags, headers_of, tls_of
 
@@ -22,38 +22,50 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "3 nothing could be measured.",
     )
     parser.add_argument("url", metavar="URL", help="of the deployment's OpenAI API")
-    parser.add_argument("--workers", action="append", default=[], metavar="URL[,URL...]",
-                        help="the workers' /metrics, every decode worker's at least")  # fmt: skip
-    parser.add_argument("--log", action="append", default=[], metavar="FILE[,FILE...]",
-                        help="the workers' logs; TensorRT-LLM's rank_*_send.csv and rank_*_recv.csv too")  # fmt: skip
     parser.add_argument("--model", "-m", metavar="NAME", help="as the server calls it (default: the one it serves)")
-    load = parser.add_argument_group("requests")
-    load.add_argument("--seconds", type=float, default=60.0, metavar="S", help="all of it together (60)")
-    load.add_argument("--requests", type=int, default=200, metavar="N", help="at most (200)")
-    load.add_argument("--concurrency", type=int, default=4, metavar="N", help="(4)")
-    load.add_argument("--isl", "--input-len", type=int, default=512, metavar="TOKENS",
-                      help="of each prompt; a whole number of blocks makes the sum exact (512)")  # fmt: skip
-    load.add_argument("--osl", "--output-len", type=int, default=8, metavar="TOKENS", help="at least 2 (8)")
-    load.add_argument("--token-ids", type=_range, default=None, metavar="LOW-HIGH",
-                      help="of the prompts, for a small vocabulary (0-31999)")  # fmt: skip
-    kv = parser.add_argument_group("KV cache")
-    kv.add_argument("--kv-bytes-per-token", type=int, metavar="N", help="all layers, K and V, all ranks together")
+    add_proof_flags(parser)
+    kv = parser.add_argument_group("model")
     kv.add_argument("--kv-model", metavar="NAME", help="a model kvgauge knows, when it is served by another name")
     kv.add_argument("--kv-dtype", default="bf16", help="(bf16)")
     kv.add_argument("--tp", type=int, default=1, metavar="N", help="of decode (1)")
-    kv.add_argument("--block-tokens", type=int, default=16, metavar="N", help="(16; TensorRT-LLM: 32)")
     want = parser.add_argument_group("what is expected")
     want.add_argument("--backend", choices=("UCX", "LIBFABRIC"))
     want.add_argument("--fabric", choices=("efa", "ib", "tcp", "shm", "cuda"))
-    want.add_argument("--rails", type=int, metavar="N", help="that a buffer uses")
-    want.add_argument("--gpudirect", choices=("yes", "no"))
-    answers = parser.add_argument_group("answers")
-    answers.add_argument("--reference", metavar="URL", help="the same model without a KV transfer, to compare with")
-    answers.add_argument("--reference-model", metavar="NAME", help="as the reference calls it")
-    answers.add_argument("--answers", type=int, default=16, metavar="N", help="greedy prompts, each asked twice (16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the proof there too")
     add_flags(parser)
     parser.set_defaults(run=run)
+
+
+def add_proof_flags(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """What a proof is told wherever it is made; prefix: before each name, where others have these names.
+
+    `kvgauge run` gives the rest itself: its plan says what is expected, and of which model.
+    """
+
+    def flag(group: "argparse._ArgumentGroup", *names: str, **more: Any) -> None:
+        group.add_argument(*(f"--{prefix}{name}" for name in names), **more)
+
+    seen = parser.add_argument_group("what a proof looks at")
+    flag(seen, "workers", action="append", default=[], metavar="URL[,URL...]",
+         help="the workers' /metrics, every decode worker's at least")  # fmt: skip
+    flag(seen, "log", action="append", default=[], metavar="FILE[,FILE...]",
+         help="the workers' logs; TensorRT-LLM's rank_*_send.csv and rank_*_recv.csv too")  # fmt: skip
+    flag(seen, "kv-bytes-per-token", type=int, metavar="N", help="all layers, K and V, all ranks together")
+    flag(seen, "block-tokens", type=int, default=16, metavar="N", help="(16; TensorRT-LLM: 32)")
+    flag(seen, "rails", type=int, metavar="N", help="that a buffer uses")
+    flag(seen, "gpudirect", choices=("yes", "no"))
+    load = parser.add_argument_group("a proof's requests")
+    flag(load, "seconds", type=float, default=60.0, metavar="S", help="all of it together (60)")
+    flag(load, "requests", type=int, default=200, metavar="N", help="at most (200)")
+    flag(load, "concurrency", type=int, default=4, metavar="N", help="(4)")
+    flag(load, "isl", "input-len", type=int, default=512, metavar="TOKENS",
+         help="of each prompt; a whole number of blocks makes the sum exact (512)")  # fmt: skip
+    flag(load, "osl", "output-len", type=int, default=8, metavar="TOKENS", help="at least 2 (8)")
+    flag(load, "token-ids", type=_range, default=None, metavar="LOW-HIGH",
+         help="of the prompts, for a small vocabulary (0-31999)")  # fmt: skip
+    flag(load, "reference", metavar="URL", help="the same model without a KV transfer, to compare answers with")
+    flag(load, "reference-model", metavar="NAME", help="as the reference calls it")
+    flag(load, "answers", type=int, default=16, metavar="N", help="greedy prompts, each asked twice (16)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.prove import page
     from kvgauge.prove.run import prove
 
-    proof = prove(_task(args), lambda line: print(line, flush=True))
+    proof = prove(task_of(args), lambda line: print(line, flush=True))
     print()
     print(page.text(proof))
     if args.json is not None:
@@ -71,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     return proof.exit_code
 
 
-def _task(args: argparse.Namespace) -> "Task":
+def task_of(args: argparse.Namespace) -> "Task":
+    """What the flags ask for. raises UsageError, LoadError"""
     from kvgauge.failures import UsageError
     from kvgauge.load.site import site_of
     from kvgauge.prove.run import Task

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvgauge.cli import headers as header_flags
-from kvgauge.cli import watching, workers
+from kvgauge.cli import proving, watching, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvgauge.builds.records import Build
+    from kvgauge.evidence.facts import Proving
     from kvgauge.load.headers import Headers
     from kvgauge.load.proxy import Proxies
     from kvgauge.load.tls import Tls
-    from kvgauge.plan.records import Plan
+    from kvgauge.plan.records import Plan, Test
     from kvgauge.resume import Saved
     from kvgauge.target.contract import Target
 
@@ -39,6 +40,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     watching.add_flags(parser)
     workers.add_flags(parser)
     header_flags.add_flags(parser)
+    proving.add_flags(parser)
     parser.add_argument(
         "--namespace",
         action="append",
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.quick_ack:
         plan = replace(plan, quick_ack=True)
     _check_cold_starts(plan, args)
+    proving.asked(args)
     if args.dry_run:
         from rich.console import Console
 
@@ -129,8 +132,10 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     refuse_too_few(plan, raise_limit(), embedded=args.url is None)
     wanted, workers_for = workers.workers_of(args, plan)
     headers, tls = header_flags.headers_of(args), header_flags.tls_of(args)
+    interrupted: list[int] = []
+    prove = proving.prover(args, lambda: bool(interrupted))
     target_for, builds = _target_for(
-        plan, args, (headers, tls, proxies), lambda line: console.print(line, markup=False, highlight=False)
+        plan, args, (headers, tls, proxies), prove, lambda line: console.print(line, markup=False, highlight=False)
     )
     options = {
         "request_timeout_s": args.request_timeout,
@@ -138,6 +143,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "model": args.model,
         "namespaces": ",".join(sorted(args.namespace)) or None,
         **watching.conditions(watched),
+        **proving.conditions(args),
         "headers": "; ".join(args.header) or None,
         "headers from the environment": ", ".join(args.header_env) or None,
         "key from": args.api_key_env,
@@ -154,7 +160,6 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     folder = saved.folder if saved is not None else _new_folder(args.out, plan)
     for build in builds.values():
         console.print(status_line(build), markup=False, highlight=False, soft_wrap=True)
-    interrupted: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
         interrupted.append(number)
@@ -203,7 +208,11 @@ def _after(folder: Path) -> str:
 
 
 def _target_for(
-    plan: "Plan", args: argparse.Namespace, asking: "tuple[Headers, Tls | None, Proxies]", say: "Callable[[str], None]"
+    plan: "Plan",
+    args: argparse.Namespace,
+    asking: "tuple[Headers, Tls | None, Proxies]",
+    prove: "Callable[[Path], Callable[[Test, str], Proving]] | None",
+    say: "Callable[[str], None]",
 ) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
@@ -231,7 +240,14 @@ def _target_for(
         models = partial(site.models, headers=headers, tls=tls, proxy=proxy)
         through = proxy.shown if proxy is not None else None
         return (
-            lambda _logs: UrlTarget(args.url, wait_ready=wait_ready, models=models, model=args.model, proxy=through)
+            lambda logs: UrlTarget(
+                args.url,
+                wait_ready=wait_ready,
+                models=models,
+                model=args.model,
+                proxy=through,
+                prove=prove(logs.parent) if prove is not None else None,
+            )
         ), {}
     from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options

@@ -15,6 +15,8 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("nixl_compatible", re.compile(r"NIXL compatibility check (passed)")),
     ("external_hits_pct", re.compile(r"External prefix cache hit rate: ([\d.]+)%")),
     ("kv_expired", re.compile(r"(Releasing expired KV blocks)")),
+    ("kv_stale", re.compile(r"(Potentially invalid KV blocks)")),
+    ("kv_failed", re.compile(r"NIXL transfer failure: (\w+)")),
     # TensorRT-LLM: cpp/tensorrt_llm/executor/cache_transmission/nixl_utils/transferAgent.cpp
     ("backend_refused", re.compile(r"Unsupported NIXL backend: (\S{1,40}?), fallback to UCX")),
     ("engine_backend", re.compile(r"NixlTransferAgent using NIXL backend: (\w+)")),

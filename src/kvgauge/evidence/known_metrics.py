@@ -108,6 +108,7 @@ KNOWN: tuple[Known, ...] = (
     _vllm("nixl_num_failed_transfers_total", "increase", "kv_failures", "transfers", "KV transfers that failed"),
     _vllm("nixl_num_failed_notifications_total", "increase", "kv_notification_failures", "messages", "notifications that failed"),
     _vllm("nixl_num_kv_expired_reqs_total", "increase", "kv_expired", "requests", "KV that nobody fetched in time (prefill)"),
+    _vllm("nixl_num_notifications_after_expiry_total", "increase", "kv_stale", "messages", "KV fetched after prefill had given it up: its blocks may have been another request's"),
     # SGLang
     _sglang("time_to_first_token_seconds", "mean", "ttft_ms_mean", "ms", "request received to first token", factor=_MS),
     _sglang("time_to_first_token_seconds", "count", "first_tokens", "requests", "requests that gave a token"),

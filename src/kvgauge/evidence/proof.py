@@ -18,8 +18,11 @@ def contradictions(
 ) -> list[str]:
     """Why nothing of this run may be believed; empty when evidence and plan agree.
 
-    A target that cannot see its transport contradicts nothing: its results are shown as unproved.
+    A target that cannot see its transport contradicts nothing but what a proof found: its results are shown as
+    unproved.
     """
+    if evidence.proving is not None:
+        return list(evidence.proving.contradicted)
     if evidence.unobserved is not None:
         return []
     return [
@@ -122,7 +125,7 @@ def _provider(test: Test, evidence: Evidence) -> list[str]:
     if not evidence.providers:
         return [
             f"unproved: no start-up line says which provider or lane {test.backend} used; "
-            "keep NIXL_LOG_LEVEL=INFO and UCX_LOG_LEVEL=info"
+            "keep NIXL_LOG_LEVEL=INFO, UCX_LOG_LEVEL=info and UCX_LOG_FILE=stderr"
         ]
     wanted = WIRE_PROVIDERS.get(test.fabric)
     if wanted is None:

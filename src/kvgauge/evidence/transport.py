@@ -22,6 +22,7 @@ _CLASSES: tuple[tuple[Fabric, re.Pattern[str]], ...] = (
     ("shm", re.compile(r"(cma|knem|xpmem|posix|sysv)/|shm")),
 )
 LEVELS = "NIXL_LOG_LEVEL=INFO, UCX_LOG_LEVEL=info and UCX_LOG_FILE=stderr make them say it"
+STALE_FIX = "give prefill's KV a longer lease (vLLM: kv_lease_duration in kv_connector_extra_config)"
 FIXES = {
     "tcp LIBFABRIC": "no EFA device was found where the worker runs: give the container vpc.amazonaws.com/efa devices "
     "and a libfabric with the efa provider (fi_info -p efa lists it), and do not set FI_PROVIDER=tcp",
@@ -280,6 +281,13 @@ def _troubles(logs: Sequence[LogFacts]) -> list[Claim]:
         ("no_devices", "contradicted", "libfabric found no network device", FIXES["tcp LIBFABRIC"]),
         ("transfer_error", "unproved", "a rail failed at some time", "look at the peer that ended then"),
         ("kv_expired", "unproved", "prefill gave up KV that nobody fetched in time", "look for slow or lost decodes"),
+        ("kv_stale", "unproved", "decode fetched KV that prefill had given up", STALE_FIX),
+        (
+            "kv_failed",
+            "unproved",
+            "a KV transfer failed at some time",
+            "can decode reach prefill's side channel in time?",
+        ),
     )
     for name, verdict, text, fix in rules:
         if facts := _facts(logs, name):

@@ -182,6 +182,11 @@ def _sources(observed: Observed) -> list[Claim]:
     if failures:
         text = f"the workers counted {failures} failed KV transfers meanwhile"
         claims.append(Claim(name="transfers", verdict="contradicted", text=text, shown_by="their /metrics"))
+    stale = sum(round(source.get("vLLM", "kv_stale") or 0) for source in observed.sources)
+    if stale:
+        text = f"{stale} were fetched after prefill had given them up: their blocks may have held another request's KV"
+        claims.append(Claim(name=STALE, verdict="unproved", text=text, shown_by="their /metrics",
+                            fix=transport.STALE_FIX))  # fmt: skip
     if observed.failed:
         text = f"{len(observed.failed)} of {len(observed.failed) + len(observed.prompts)} requests failed"
         claims.append(Claim(name="requests", verdict="unproved", text=text, shown_by="the client"))
@@ -189,6 +194,7 @@ def _sources(observed: Observed) -> list[Claim]:
 
 
 ENGINES = ("vLLM", "SGLang", "NIXL")
+STALE = "KV caches"
 
 
 def _verdict(observed: Observed, claims: Sequence[Claim], ledgers: Sequence[Ledger]) -> Verdict:
@@ -198,6 +204,7 @@ def _verdict(observed: Observed, claims: Sequence[Claim], ledgers: Sequence[Ledg
     full = {f"bytes ({ledger.name})" for ledger in ledgers if not ledger.least}
     required = {name for field, name in WANTS.items() if getattr(observed.want, field) is not None}
     required |= {"answers"} if observed.answers_wanted else set()
+    required |= {claim.name for claim in claims if claim.name == STALE}
     of = {claim.name: claim.verdict for claim in claims}
     bytes_proved = any(of.get(name) == "proved" for name in full)
     return "proved" if bytes_proved and all(of.get(name) == "proved" for name in required) else "unproved"

@@ -77,20 +77,24 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     tls: Tls | None = None
 
 
-def prove(task: Task, say: Callable[[str], None] = lambda _line: None) -> Proof:
-    """raises LoadError where nothing could be measured: no answer, no model, or every request failed"""
+def prove(
+    task: Task, say: Callable[[str], None] = lambda _line: None, stop: Callable[[], bool] = lambda: False
+) -> Proof:
+    """stop: asked often; True ends it early, with what there is.
+
+    raises LoadError where nothing could be measured: no answer, no model, or every request failed"""
     began = time.monotonic()
     deadline = began + task.seconds
     model = _model(task)
     geometry, unknown = _geometry(task, model)
     _warm_up(task, model, WARM_SHARE * task.seconds)
-    answers = _answers(task, model, time.monotonic() + ANSWERS_SHARE * (deadline - time.monotonic()), say)
+    answers = _answers(task, model, time.monotonic() + ANSWERS_SHARE * (deadline - time.monotonic()), say, stop)
     silent, before = _scrape(task)
     csv_before = {path: sum(1 for _ in _rows(path)) for path in task.logs if _is_csv(path)}
     efa_before = efa.read_ports()
     left_s = max(1.0, deadline - AFTER_S - time.monotonic())
     say(f"sending up to {task.requests} unique prompts of {task.input_tokens} tokens, for at most {left_s:.0f} s")
-    exchanges = _load(task, model, left_s)
+    exchanges = _load(task, model, left_s, stop)
     answered = [each for each in exchanges if each.failure is None]
     if not answered:
         first = exchanges[0].detail or exchanges[0].failure if exchanges else "none was sent"
@@ -172,7 +176,7 @@ def _length(task: Task, exchange: Exchange) -> int:
 # -- requests
 
 
-def _load(task: Task, model: str, seconds: float) -> list[Exchange]:
+def _load(task: Task, model: str, seconds: float, stop: Callable[[], bool]) -> list[Exchange]:
     cell = Cell(
         name=f"prove-{secrets.token_hex(4)}",  # no cache has seen these prompts, whoever proved here before
         load="closed",
@@ -200,13 +204,15 @@ def _load(task: Task, model: str, seconds: float) -> list[Exchange]:
             run_id="prove",
             seed=secrets.randbits(31),
             on_exchange=exchanges.append,
-            stop=lambda: time.monotonic() > until,
+            stop=lambda: stop() or time.monotonic() > until,
             enough=lambda: time.monotonic() > last,
         )
     return [each for each in exchanges if each.failure != "unsent"]
 
 
-def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]) -> Claim | None:
+def _answers(
+    task: Task, model: str, deadline: float, say: Callable[[str], None], stop: Callable[[], bool]
+) -> Claim | None:
     """Greedy answers, one request at a time, as many as the time allows."""
     if task.answers == 0:
         return None
@@ -219,7 +225,7 @@ def _answers(task: Task, model: str, deadline: float, say: Callable[[str], None]
     got: list[Answered] = []
     troubles: list[str] = []
     for number in range(task.answers):
-        if time.monotonic() > deadline:
+        if stop() or time.monotonic() > deadline:
             break
         prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS, words())} {number}. In other words:"
         both = [(_ask(*route, prompt, deadline, troubles), _ask(*route, prompt, deadline, troubles)) for route in known]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvgauge.evidence.facts import Fact, Missing
+from kvgauge.evidence.facts import Fact, Missing, Proving
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.query.views import TABLES, metric_columns
 from kvgauge.report import results as results_files
@@ -47,6 +47,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     build_sha256: dict[str, str] = {}
     machine: dict[str, Any] = {}
     unobserved: str | None = None
+    proving: Proving | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,7 +291,9 @@ def _read_evidence(path: Path) -> Kept:
 
 def _seen(evidence: Kept) -> Iterator[tuple[str, str | None, str]]:
     """(name, value, shown by) of everything in it."""
-    if evidence.unobserved is not None:
+    if evidence.proving is not None:
+        yield "transport", evidence.proving.verdict, evidence.proving.headline
+    elif evidence.unobserved is not None:
         yield "transport", None, evidence.unobserved
     for backend, transfers in evidence.backends.items():
         yield "backend", backend, f"{transfers} transfers, as NIXL answered"

@@ -34,7 +34,9 @@ def run_metrics(
 def proved(evidence: Evidence) -> dict[str, str]:
     """What was seen to carry the transfers, in words: backend with its transfers, provider or lanes."""
     found = {}
-    if evidence.unobserved is not None:
+    if evidence.proving is not None:
+        found["transport"] = f"{evidence.proving.verdict} ({evidence.proving.headline})"
+    elif evidence.unobserved is not None:
         found["backend"] = f"unproved ({evidence.unobserved})"
     if evidence.backends:
         found["backend"] = ", ".join(f"{name} ({count:,} transfers)" for name, count in evidence.backends.items())

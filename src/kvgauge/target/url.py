@@ -1,14 +1,14 @@
 """A deployment that is already there: measured as it stands, never started, stopped or changed.
 
 Nothing here sees the transport. What runs behind the URL is what the plan's test says, on the user's word, and every
-result says "unproved".
+result says "unproved"; unless a proof was asked for: then it says what that found.
 """
 
 from collections.abc import Callable
 
 from kvgauge.evidence import machine
 from kvgauge.evidence.clocks import Clocks, changes, read_clocks
-from kvgauge.evidence.facts import Evidence, Fact, Missing
+from kvgauge.evidence.facts import Evidence, Fact, Missing, Proving
 from kvgauge.failures import TargetError
 from kvgauge.plan.records import Run, Test
 from kvgauge.samples.records import Transfer
@@ -23,7 +23,8 @@ UNPROVED = (
 
 class UrlTarget:
     """wait_ready, models   how to ask the server; given, so that this module needs no HTTP of its own
-    proxy                what stands before it, without a password"""
+    proxy                what stands before it, without a password
+    prove                finds out, after a run's last cell and untimed, what its KV moved over; None: nobody asked"""
 
     def __init__(
         self,
@@ -33,9 +34,11 @@ class UrlTarget:
         models: Callable[[str], list[str]],
         model: str | None = None,
         proxy: str | None = None,
+        prove: Callable[[Test, str], Proving] | None = None,
     ) -> None:
         self._url, self._wait_ready, self._models, self._model = url, wait_ready, models, model
-        self._proxy = proxy
+        self._proxy, self._prove = proxy, prove
+        self._run: tuple[Test, str] | None = None
         self._before: machine.Snapshot | None = None
         self._clocks: Clocks | None = None
 
@@ -52,14 +55,16 @@ class UrlTarget:
                 f"{self._url} serves {', '.join(served) or 'no model'}, not {model}: name one of them with --model"
             )
         self._before, self._clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
+        self._run = run.test, model
         return Endpoint(url=self._url, model=model, fresh=False, same_clock=False)
 
     def evidence(self) -> Evidence:
-        """Nothing of the transport; of this machine, what the client used."""
+        """Nothing of the transport, but what a proof finds; of this machine, what the client used."""
         after, clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
         url = Fact(name="url", value=self._url, shown_by="the command line")
         way = () if self._proxy is None else (Fact(name="proxy", value=self._proxy, shown_by="the command line"),)
         elsewhere = Missing(reason=UNPROVED)
+        proving = self._prove(*self._run) if self._prove is not None and self._run is not None else None
         return Evidence(
             backends={},
             providers=(),
@@ -71,7 +76,8 @@ class UrlTarget:
             gpu_memory_bytes=Missing(reason="the deployment's GPUs are not on this machine"),
             build_sha256={},
             machine=machine.use(self._before or after, after),
-            unobserved=UNPROVED,
+            unobserved=UNPROVED if proving is None else None,
+            proving=proving,
         )
 
     def phases(self) -> list[Transfer]:
