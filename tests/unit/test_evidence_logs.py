@@ -197,8 +197,36 @@ def test_a_recorded_libfabric_log_is_read_by_its_format():
     assert "FI_HMEM_CUDA" in values(found, "hmem_missing")
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_recorded_vllm_says_its_connector_its_backend_and_what_carries_reads(role):
+    found = read(f"vllm-0.32.0-ucx-{role}.log")
+    assert values(found, "kv_connector") == ["NixlPullConnector"]
+    assert values(found, "backend_configured") == ["UCX"]
+    assert values(found, "backend_instantiated") == ["UCX"]
+    assert values(found, "lane_beside") == ["cma/memory"]
+    way = "read" if role == "decode" else "write"
+    assert f"{way} 0..inf: zero-copy over cma/memory" in values(found, "protocol_intra-node")
+    assert set(values(found, "vllm_failed")) == {"0"}
+    assert ("passed" in values(found, "nixl_compatible")) == (role == "decode")
+
+
+def test_recorded_lines_of_a_vllm_whose_handshake_timed_out():
+    """vLLM 0.32.0 on two overloaded cores: decode reached prefill's side channel after the KV's lease of 30 s."""
+    found = scan(
+        "(Worker pid=20807) ERROR 11-24 16:52:37 [base_worker.py:1318] NIXL transfer failure: handshake_setup_failed | "
+        "Context: {'failure_type': 'handshake_setup_failed', 'request_id': None}",
+        "(Worker pid=20810) WARNING 11-24 16:52:34 [base_worker.py:3032] Releasing expired KV blocks for request "
+        "cmpl-a597e87cdd9d2d27-0-80ef90ff which were retrieved by 0 remote worker(s) before lease expired.",
+        "(Worker pid=20810) ERROR 11-24 16:52:37 [pull_worker.py:667] Potentially invalid KV blocks for unrecognized "
+        "request cmpl-a597e87cdd9d2d27-0-80ef90ff were retrieved by a decode worker. They may have expired.",
+    )
+    assert values(found, "kv_failed") == ["handshake_setup_failed"]
+    assert values(found, "kv_expired") == ["Releasing expired KV blocks"]
+    assert values(found, "kv_stale") == ["Potentially invalid KV blocks"]
+
+
 def test_vllm_lines_from_source():
-    """vllm-project/vllm v1/metrics.py and kv_connector/factory.py, as facts about vLLM 0.32 quote them."""
+    """vllm-project/vllm v1/metrics.py and kv_connector/factory.py: a transfer that failed, never recorded by us."""
     head = "(EngineCore_DP0 pid=714) INFO 05-12 13:59:46 [metrics.py:103] "
     found = scan(
         head + "Creating v1 connector with name: NixlPullConnector and engine_id: 1-2",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.evidence import sums
-from kvgauge.evidence.counters import Counted, counted
+from kvgauge.evidence.counters import Counted, counted, told_again
 from kvgauge.evidence.prometheus import parse
 from kvgauge.evidence.sums import Geometry, Ledger, expected, judge, ledgers
 
@@ -251,3 +251,44 @@ def test_no_series_breaks_the_counting(values):
 
 def test_sizes_read_well():
     assert [sums._size(count) for count in (12, 56 << 20, 5 << 30)] == ["12 bytes", "56 MiB", "5,120 MiB"]
+
+
+def vllm_scrape(role, when):
+    return parse((SAMPLES / f"vllm-0.32.0-{role}-metrics-{when}.txt").read_bytes()).values
+
+
+def vllm_counted():
+    """vLLM 0.32 on the CPU: 1,000 prompts of 128 tokens, of the last the router left out the KV; one of 250 before."""
+    roles = ("prefill", "decode")
+    return [counted(role, vllm_scrape(role, "before"), vllm_scrape(role, "after")) for role in roles]
+
+
+def test_one_transfer_of_a_thousand_that_a_real_vllm_did_not_make_is_found():
+    [ledger] = ledgers(vllm_counted())
+    assert (ledger.answered, ledger.transfers) == (1001, 1000)
+    tiny = Geometry(token_bytes=4096, block_tokens=16, copies=1, said="4 layers, float32")
+    claim = judge(expected([250] + [128] * 1000, tiny), ledger)
+    assert (claim.verdict, claim.skipped) == ("contradicted", 1)
+    assert "1 of 1001 requests moved no KV" in claim.text
+
+
+def test_a_real_vllm_moves_an_unfilled_block_whole_and_counts_its_tokens_as_fetched():
+    _, decode = vllm_counted()
+    assert decode.get("vLLM", "kv_bytes") == (999 * 128 + -(-250 // 16) * 16) * 4096
+    assert decode.get("vLLM", "external_kv_tokens") == 999 * 128 + 250
+    assert decode.get("vLLM", "computed_tokens") == 128
+
+
+def test_a_router_that_passes_a_workers_metrics_on_is_told_to_be_that_worker():
+    prefill, decode = (vllm_scrape(role, "after") for role in ("prefill", "decode"))
+    later = {
+        key: value if key[0].endswith(("_created", "_start_time_seconds")) else value + 1
+        for key, value in decode.items()
+    }
+    assert told_again({"prefill": prefill, "decode": decode, "router": later}) == {"router"}
+    assert told_again({"a": {("up", ""): 1.0}, "b": {("up", ""): 1.0}}) == set()
+
+
+def test_requests_whose_client_went_away_are_not_counted_as_answered():
+    gone = Counted(source="d", values={("vLLM", "requests"): 10.0, ("vLLM", "aborted"): 3.0})
+    assert sums.requests_of(gone, "vLLM") == 7

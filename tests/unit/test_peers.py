@@ -1,8 +1,8 @@
 """Results of AIPerf, vllm bench serve and nixlbench, as the same records.
 
-tests/samples/aiperf-0.13 was written by AIPerf 0.13 against `kvgauge serve` (paths shortened). The files of vllm bench
-serve and nixlbench are made here, in the form that their writers' source gives them (vllm/benchmarks/serve.py;
-benchmark/nixlbench/src/utils/utils.cpp of NIXL): neither tool can be run here.
+tests/samples/aiperf-0.13 was written by AIPerf 0.13 against `kvgauge serve` (paths shortened), vllm-bench-serve-0.32.0
+by vLLM against its own workers. The other files of vllm bench serve and nixlbench's are made here, in the form that
+their writers' source gives them (vllm/benchmarks/serve.py; benchmark/nixlbench/src/utils/utils.cpp of NIXL).
 """
 
 import json
@@ -133,6 +133,22 @@ def test_vllm_sums_are_those_of_the_imported_records(vllm_file):
     assert piece.metrics["output_token_throughput_tok_s"].point == pytest.approx(theirs["output_throughput"], rel=0.01)
     assert (piece.metrics["requests"].point, piece.metrics["failures"].point) == (19, 1)
     assert (piece.cell.name, piece.cell.load) == ("concurrency-4", "closed")
+
+
+def test_the_sums_of_a_real_vllm_bench_are_those_of_the_imported_records(samples_folder):
+    """vllm bench serve of vLLM 0.32.0 against its own prefill and decode workers over NIXL, on an overloaded machine."""
+    data = (samples_folder / "vllm-bench-serve-0.32.0.json").read_bytes()
+    (piece,) = vllm.read(data, source="here")
+    theirs = json.loads(data)
+    for ours, sum_of in (("ttft_ms", "ttft"), ("tpot_ms", "tpot"), ("itl_ms", "itl")):
+        assert piece.metrics[f"{ours}_mean"].point == pytest.approx(theirs[f"mean_{sum_of}_ms"], rel=1e-6)
+    e2e_ms = [(each.arrivals_ns[-1] - each.sent_ns) / MS for each in sorted(piece.exchanges, key=lambda e: e.sent_ns)]
+    order = sorted(range(8), key=theirs["start_times"].__getitem__)
+    assert e2e_ms == pytest.approx([1e3 * theirs["latencies"][at] for at in order], rel=1e-6)
+    assert piece.metrics["output_token_throughput_tok_s"].point == pytest.approx(theirs["output_throughput"], rel=0.01)
+    assert {len(each.arrivals_ns) for each in piece.exchanges} == {4, 7, 8}, "chunks are not tokens: 8 of each"
+    assert {each.tokens_out for each in piece.exchanges} == {8}
+    assert (piece.cell.name, piece.cell.load) == ("concurrency-2", "closed")
 
 
 def test_vllm_failures_keep_the_last_line_of_what_was_said(vllm_file):

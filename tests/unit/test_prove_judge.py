@@ -202,3 +202,16 @@ def test_the_page_leads_with_what_is_wrong_and_no_log_line_steers_a_terminal():
     assert "verdict: contradicted (1 of 10 requests moved no KV)" in text
     assert proof.exit_code == 1
     assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(12, "proved"), (11, "contradicted")])
+def test_requests_that_ended_after_our_time_out_count_where_decode_answered_them(moved, verdict):
+    seen = observed(failed=(512, 512), sources=(source(requests=12, moved=moved),))
+    claims, all_of_it, _ = judged(seen)
+    assert (named(claims)["bytes (vLLM)"].verdict, all_of_it) == (verdict, verdict)
+
+
+def test_kv_that_was_fetched_after_its_lease_leaves_the_proof_open():
+    claims, verdict, _ = judged(observed(sources=(source(kv_stale=1),)))
+    assert named(claims)["bytes (vLLM)"].verdict == "proved"
+    assert (verdict, named(claims)["KV caches"].verdict) == ("unproved", "unproved")

@@ -13,6 +13,8 @@ MORE: tuple[Known, ...] = (  # of no use in a report's table, but of use here
           unit="tokens", means="prompt tokens computed here", labels=(("source", "local_compute"),)),
     Known(engine="vLLM", name="vllm:prompt_tokens_by_source_total", take="increase", quantity="cached_tokens",
           unit="tokens", means="prompt tokens found in this worker's cache", labels=(("source", "local_cache_hit"),)),
+    Known(engine="vLLM", name="vllm:request_success_total", take="increase", quantity="aborted", unit="requests",
+          means="of the requests ended, those whose client went away", labels=(("finished_reason", "abort"),)),
 )  # fmt: skip
 ASKED = tuple(known for known in (*KNOWN, *MORE) if known.take in ("sum", "count", "increase"))
 BORN = ("_created", "process_start_time_seconds")

@@ -226,7 +226,8 @@ def decodes(sources: Sequence[Counted], engine: str) -> list[Counted]:
 
 def requests_of(source: Counted, engine: str) -> float:
     """Answered ones; where an engine behind another frontend does not count them, those that gave a first token."""
-    return source.get(engine, "requests") or source.get(engine, "first_tokens") or 0.0
+    ended = (source.get(engine, "requests") or 0.0) - (source.get(engine, "aborted") or 0.0)
+    return ended or source.get(engine, "first_tokens") or 0.0
 
 
 def ledgers(sources: Sequence[Counted]) -> list[Ledger]:

@@ -286,7 +286,7 @@ def _troubles(logs: Sequence[LogFacts]) -> list[Claim]:
             "kv_failed",
             "unproved",
             "a KV transfer failed at some time",
-            "can decode reach prefill's side channel in time?",
+            "does decode reach prefill's side channel?",
         ),
     )
     for name, verdict, text, fix in rules:

@@ -58,7 +58,7 @@ def judged(observed: Observed) -> tuple[list[Claim], Verdict, str]:
     """(claims, verdict, headline)"""
     ledgers = [*sums.ledgers(observed.sources), *_csv_ledgers(observed.csv), *_efa_ledger(observed.efa)]
     wanted = _expected(observed)
-    claims = [sums.judge(wanted, ledger) for ledger in ledgers] if wanted is not None else []
+    claims = [_bytes(observed, wanted, ledger) for ledger in ledgers] if wanted is not None else []
     if wanted is None or not any(not ledger.least for ledger in ledgers):
         claims.insert(0, _no_bytes(observed, ledgers))
     claims += _tokens(observed)
@@ -71,8 +71,21 @@ def judged(observed: Observed) -> tuple[list[Claim], Verdict, str]:
 def _expected(observed: Observed) -> Expected | None:
     if observed.geometry is None:
         return None
-    found = sum(round(_found(source)) for source in _deciding(observed.sources))
-    return sums.expected(observed.prompts, observed.geometry, found_tokens=found, failed=observed.failed)
+    return sums.expected(
+        observed.prompts, observed.geometry, found_tokens=_found_tokens(observed), failed=observed.failed
+    )
+
+
+def _bytes(observed: Observed, wanted: Expected, ledger: Ledger) -> Claim:
+    """Where decode answered those too that failed on our side, late for a client's time-out, they count like any."""
+    whole = (*observed.prompts, *observed.failed)
+    if observed.failed and ledger.answered == len(whole) and observed.geometry is not None:
+        wanted = sums.expected(whole, observed.geometry, found_tokens=_found_tokens(observed))
+    return sums.judge(wanted, ledger)
+
+
+def _found_tokens(observed: Observed) -> int:
+    return sum(round(_found(source)) for source in _deciding(observed.sources))
 
 
 def _deciding(sources: Sequence[Counted]) -> list[Counted]:

@@ -92,8 +92,12 @@ def _prefix(seen: Sequence[Server]) -> Iterable[str]:
 
 
 def _others(seen: Sequence[Server]) -> Iterable[str]:
-    """Requests the server had in the cell that this client did not send."""
-    counted = _total(seen, "first_tokens")
+    """Requests the server had in the cell that this client did not send.
+
+    By the source that counts most: a prefill and a decode worker, and a router before them, each count a request.
+    """
+    of_runs = [max((v.point or 0.0 for v in _of(server, "first_tokens")), default=None) for server in seen]
+    counted = sum(most for most in of_runs if most is not None)
     sent = sum(server.client.requests for server in seen)
-    if counted is not None and counted > sent:
+    if counted > sent:
         yield f"the server answered {counted:,.0f} requests, this client sent {sent:,}: somebody else used it too"
