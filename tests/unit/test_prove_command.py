@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -120,6 +121,48 @@ def test_one_skipped_request_is_contradicted_with_the_count(capsys):
     with serving(Server(skip={7})) as url:
         assert prove(url, "--answers", "0") == 1
     assert "1 of 20 requests moved no KV" in capsys.readouterr().out
+
+
+class Slow(Server):
+    """Its first request takes longer than anybody waits; then `each_s` a request."""
+
+    def __init__(self, first_s, each_s=0.0):
+        super().__init__()
+        self.first_s, self.each_s, self.running, self.late = first_s, each_s, 0, 0
+
+    def complete(self, asked):
+        with self.lock:
+            first, self.running = self.posts == 0, self.running + 1
+        time.sleep(self.first_s if first else self.each_s)
+        whole = super().complete(asked)
+        with self.lock:
+            self.running, self.late = self.running - 1, self.late + first
+        return whole
+
+    def metrics(self):
+        done = len(self.prompts) + self.late
+        return (
+            f"vllm:num_requests_running {self.running}\nvllm:request_success_total {done}\n"
+            f"vllm:generation_tokens_total {8 * done}\nvllm:nixl_bytes_transferred_sum {self.moved + self.late * EACH}\n"
+            f"vllm:nixl_xfer_time_seconds_count {self.moved // EACH + self.late}\n"
+        )
+
+
+def test_a_first_request_that_ends_after_we_gave_it_up_is_waited_for_and_not_counted(monkeypatch, capsys):
+    monkeypatch.setattr(prove_run, "WARM_SHARE", 0.05)
+    server = Slow(first_s=2.0)
+    with serving(server) as url:
+        assert prove(url, "--answers", "0") == 0, capsys.readouterr().out
+    assert server.late == 1
+
+
+@pytest.mark.long
+def test_a_server_too_slow_for_all_requests_is_proved_with_those_it_answered(capsys):
+    with serving(Slow(first_s=0.0, each_s=0.3)) as url:
+        code = main(["prove", url, "--isl", "64", "--requests", "1000", "--seconds", "12", "--answers", "0"])
+    page = capsys.readouterr().out
+    assert code == 0, page
+    assert "failed" not in page
 
 
 def test_answers_that_differ_from_the_references_are_contradicted(capsys):

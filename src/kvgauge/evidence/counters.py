@@ -17,6 +17,7 @@ MORE: tuple[Known, ...] = (  # of no use in a report's table, but of use here
           means="of the requests ended, those whose client went away", labels=(("finished_reason", "abort"),)),
 )  # fmt: skip
 ASKED = tuple(known for known in (*KNOWN, *MORE) if known.take in ("sum", "count", "increase"))
+_AT_WORK = {known.name for known in KNOWN if known.quantity in ("requests_running_max", "requests_waiting_max")}
 BORN = ("_created", "process_start_time_seconds")
 REPEATED = "tp_rank"  # SGLang's ranks each tell of the whole transfer
 
@@ -53,6 +54,11 @@ def counted(source: str, before: Mapping[Key, float], after: Mapping[Key, float]
         if rows and (known.engine, known.quantity) not in values:
             values[known.engine, known.quantity] = _total(rows) * known.factor
     return Counted(source=source, values=values, restarted=restarted)
+
+
+def at_work(series: Mapping[Key, float]) -> float:
+    """Requests that are computed or wait there, by any engine's gauges."""
+    return sum(value for (name, _), value in series.items() if name in _AT_WORK and isfinite(value))
 
 
 def told_again(sources: Mapping[str, Mapping[Key, float]]) -> set[str]:

@@ -38,6 +38,7 @@ AFTER_S = 6.0  # kept for the scrapes and logs behind the requests
 DRAIN_SHARE = 0.2  # of the time for requests, kept for those under way to end: one that is cut off spoils the sum
 WARM_SHARE = 0.4  # of the time, at most, for the first answer: it waits for the workers to find each other
 SETTLE_S, SETTLE_STEP_S = 4.0, 0.4  # exporters lag: NIXL's by 0.1 s, an engine's by a step
+IDLE_SHARE = 0.25  # of the time left, at most, for requests to end that we gave up: they would be counted
 SCRAPE_TRIES = 3  # of a worker that was named, FETCH_TIMEOUT_S each
 ANSWERS_SHARE = 0.25  # of the time, for greedy answers
 ANSWER_WORDS, ANSWER_TOKENS, ASK_S = 64, 24, 10.0
@@ -87,8 +88,12 @@ def prove(
     deadline = began + task.seconds
     model = _model(task)
     geometry, unknown = _geometry(task, model)
-    _warm_up(task, model, WARM_SHARE * task.seconds)
-    answers = _answers(task, model, time.monotonic() + ANSWERS_SHARE * (deadline - time.monotonic()), say, stop)
+    late = _warm_up(task, model, WARM_SHARE * task.seconds)
+    answers, unanswered = _answers(
+        task, model, time.monotonic() + ANSWERS_SHARE * (deadline - time.monotonic()), say, stop
+    )
+    if late or unanswered:
+        _wait_idle(task, time.monotonic() + IDLE_SHARE * (deadline - time.monotonic()))
     silent, before = _scrape(task)
     csv_before = {path: sum(1 for _ in _rows(path)) for path in task.logs if _is_csv(path)}
     efa_before = efa.read_ports()
@@ -212,10 +217,10 @@ def _load(task: Task, model: str, seconds: float, stop: Callable[[], bool]) -> l
 
 def _answers(
     task: Task, model: str, deadline: float, say: Callable[[str], None], stop: Callable[[], bool]
-) -> Claim | None:
-    """Greedy answers, one request at a time, as many as the time allows."""
+) -> tuple[Claim | None, bool]:
+    """(about greedy answers, one request at a time, as many as the time allows; whether one did not come)"""
     if task.answers == 0:
-        return None
+        return None, False
     routes = [(task.url, model, task.headers, task.tls)]
     if task.reference is not None:
         named = task.reference_model or _only_model(task.reference, NO_HEADERS, None)
@@ -230,14 +235,14 @@ def _answers(
         prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS, words())} {number}. In other words:"
         both = [(_ask(*route, prompt, deadline, troubles), _ask(*route, prompt, deadline, troubles)) for route in known]
         got.append(Answered(url=both[0], reference=both[1] if len(both) > 1 else None))
-    return answers_claim(got, troubles[0] if troubles else None)
+    return answers_claim(got, troubles[0] if troubles else None), bool(troubles)
 
 
-def _warm_up(task: Task, model: str, seconds: float) -> None:
-    """One request, whatever comes of it: what fails here fails again where it is told."""
+def _warm_up(task: Task, model: str, seconds: float) -> bool:
+    """One request, whatever comes of it: what fails here fails again where it is told. returns whether it failed"""
     site = sites.site_of(task.url, task.tls, headers=task.headers)
     prompt = sample_text(_text_cell(-1), ANSWER_WORDS, words())
-    _ask(site, model, prompt, time.monotonic() + seconds, [], most_s=seconds)
+    return _ask(site, model, prompt, time.monotonic() + seconds, [], most_s=seconds) is None
 
 
 def _text_cell(number: int) -> Cell:
@@ -302,6 +307,15 @@ def _fetch(url: str, tls: Tls | None, tries: int) -> tuple[Series, str | None]:
             if not (left and isinstance(error, TimeoutError)):
                 return {}, getattr(error, "strerror", None) or str(error)
     return {}, None
+
+
+def _wait_idle(task: Task, until: float) -> None:
+    """Until two scrapes find nobody at work, or until then."""
+    calm = 0
+    while calm < 2 and time.monotonic() < until:
+        _, found = _scrape(task)
+        calm = 0 if any(counters.at_work(series) for series in found.values()) else calm + 1
+        time.sleep(SETTLE_STEP_S)
 
 
 def _settled(task: Task, before: dict[str, Series]) -> tuple[Counted, ...]:
