@@ -210,6 +210,16 @@ def test_a_recorded_vllm_says_its_connector_its_backend_and_what_carries_reads(r
     assert ("passed" in values(found, "nixl_compatible")) == (role == "decode")
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_recorded_vllm_over_libfabric_says_its_provider_rails_and_handshakes(role):
+    found = read(f"vllm-0.32.0-libfabric-{role}.log")
+    assert values(found, "backend_configured") == values(found, "backend_instantiated") == ["LIBFABRIC"]
+    assert (values(found, "provider"), values(found, "rails"), values(found, "gpudirect")) == (["tcp"], ["1"], ["no"])
+    assert len(values(found, "handshake")) == 1
+    assert set(values(found, "handshake")) != set(values(found, "self_connection"))
+    assert ("Releasing expired KV blocks" in values(found, "kv_expired")) == (role == "prefill")
+
+
 def test_recorded_lines_of_a_vllm_whose_handshake_timed_out():
     """vLLM 0.32.0 on two overloaded cores: decode reached prefill's side channel after the KV's lease of 30 s."""
     found = scan(
