@@ -7,7 +7,6 @@ anew after every run, so that whatever happens next, what is measured is there.
 
 import platform
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +16,8 @@ import msgspec
 from kvgauge import capacity
 from kvgauge.compare.gains import known_within
 from kvgauge.failures import KvgaugeError, SamplesError
-from kvgauge.judge import Measured, failed, judge, requests_of
-from kvgauge.load import count
+from kvgauge.gather import count_texts, hopeless, judged, late_moves, places, take_moves
+from kvgauge.judge import Measured, failed, requests_of
 from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.how_many import HowMany
@@ -28,25 +27,23 @@ from kvgauge.load.texts import Texts
 from kvgauge.load.tls import Tls
 from kvgauge.plan.expand import expand
 from kvgauge.plan.parts import Seen, first_prompts
-from kvgauge.plan.records import Cell, Expect, Plan, Run
+from kvgauge.plan.records import Cell, Expect, Plan, Run, Test
 from kvgauge.plan.trace import FileRequest
 from kvgauge.report import results as results_files
 from kvgauge.report.results import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
 from kvgauge.samples.disk import FULL, disk_errors, unwritten, write_whole
 from kvgauge.samples.files import SampleWriter
-from kvgauge.samples.read import load_metrics
 from kvgauge.samples.records import Exchange
 from kvgauge.scrape.scraper import Scraper, Watching
+from kvgauge.side_by_side import Setting, SideBySide
 from kvgauge.stats.batches import Narrow
 from kvgauge.stats.client import client_troubles
-from kvgauge.stats.server import metric_names, server_cells
 from kvgauge.stats.settling import Settling
 from kvgauge.target.contract import Endpoint, Target
 from kvgauge.tokens.choose import Chosen, bundled
 
 SEED_BITS = 48
-LATE_MOVES_S = 0.5  # a KV move's record may reach us this much after the answer it belongs to
 EXIT_OK, EXIT_WORSE, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 
@@ -63,7 +60,7 @@ class Watcher(Protocol):
 class Conductor:
     """Conducts one plan into one folder.
 
-    target_for   makes the target of a run, given the folder for its logs
+    target_for   makes the target of a run, given the folder for its logs and its test
     stop         asked often; True ends what is under way and keeps what there is
     conditions   what the plan is conducted under; written down, so that it can be resumed
     done         results of runs that an earlier process finished: they are not repeated
@@ -81,7 +78,7 @@ class Conductor:
         self,
         plan: Plan,
         folder: Path,
-        target_for: Callable[[Path], Target],
+        target_for: Callable[[Path, Test], Target],
         *,
         watcher: Watcher,
         stop: Callable[[], bool],
@@ -110,6 +107,20 @@ class Conductor:
         self._pilots: list[capacity.Pilot] = []
         self._given: dict[str, list[RunResult]] = {test.name: list(done.get(test.name, ())) for test in plan.tests}
         self._enough_after: int | None = None
+        self._setting = Setting(
+            plan=plan,
+            folder=folder,
+            target_for=target_for,
+            watcher=watcher,
+            stop=stop,
+            request_timeout_s=request_timeout_s,
+            files=self._files,
+            headers=headers,
+            tls=tls,
+            watching=watching,
+            tokenizers=self._tokenizers,
+            proxies=proxies,
+        )
 
     def conduct(self) -> Results:
         """Every run in order. raises SamplesError when the folder cannot be written."""
@@ -118,6 +129,9 @@ class Conductor:
         write_start(self._folder, self._plan, self._conditions)
         self._write()
         over = {result.run_id for given in self._given.values() for result in given}
+        if self._plan.mode == "paired":
+            self._in_pairs(over)
+            return self._results
         if any(run.run_id not in over for run in self._runs):
             self._find_rates()
         for run in self._runs:
@@ -149,6 +163,24 @@ class Conductor:
         if self._pilots and not self._stop():
             write_whole(file, msgspec.json.format(msgspec.json.encode(self._pilots)))
 
+    def _in_pairs(self, over: set[str]) -> None:
+        """Every repetition: both tests' runs at once."""
+        beside = SideBySide(self._setting)
+        for repetition in range(1, self._plan.repetitions + 1):
+            runs = [run for run in self._runs if run.repetition == repetition]
+            if self._stop():
+                break
+            if all(run.run_id in over for run in runs):
+                continue
+            for run in runs:  # one arm alone is worth nothing
+                self._given[run.test.name] = [each for each in self._given[run.test.name] if each.run_id != run.run_id]
+            self._watcher.on_run(runs[0], len(self._runs))
+            given = beside.conduct(runs)
+            for run in runs:
+                self._given[run.test.name] += given[run.test.name]
+                self._watcher.on_run_over(run, given[run.test.name])
+            self._write()
+
     def exit_code(self) -> int:
         """130 after an interruption; 3 when a run did not end as its test expects; 1 when the primary metric of a
         test is worse than a baseline's; else 0."""
@@ -172,7 +204,7 @@ class Conductor:
 
     def _whole_repetitions(self) -> int | None:
         """After which repetition every primary gain was known well enough; None: not yet, or nobody asked."""
-        if self._plan.gain_within_pct is None:
+        if self._plan.gain_within_pct is None or self._plan.mode == "paired":
             return None
         over = {(test, run.repetition) for test, given in self._given.items() for run in given}
         reached = max((k for k in range(1, self._plan.repetitions + 1) if self._all_over(over, k)), default=0)
@@ -201,7 +233,7 @@ class Conductor:
         folder = self._folder / "runs" / run.run_id
         put_aside(folder)
         measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed)
-        target = self._target_for(folder / "logs")
+        target = self._target_for(folder / "logs", run.test)
         try:
             with SampleWriter(folder) as writer:
                 target.prepare(run.test)
@@ -220,16 +252,7 @@ class Conductor:
         finally:
             target.stop()
             target.restore()
-        if measured.evidence is not None:
-            encoded = msgspec.json.format(msgspec.json.encode(measured.evidence))
-            with disk_errors(folder, "evidence.json"):
-                (folder / "evidence.json").write_bytes(encoded)
-        server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
-        results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._files, self._plan.goodput)
-        return [
-            msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
-            for result in results
-        ]
+        return judged(run, measured, folder, self._files, self._plan.goodput)
 
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured, scraper: Scraper) -> None:
         endpoint = target.start(run)
@@ -245,16 +268,16 @@ class Conductor:
                 begin_ns, _ = scraper.mark()
                 self._offer(run, cell, driver, target, writer, measured)
                 measured.windows[cell.name] = (begin_ns, scraper.mark()[1])
-                if measured.interrupted or measured.failure is not None or _hopeless(measured):
+                if measured.interrupted or measured.failure is not None or hopeless(measured):
                     break
                 target.wait_serving()
         if measured.failure is None and target.trouble() is None:
             target.wait_serving()
-            self._late_moves(target, writer, measured)
+            late_moves(target, writer, measured)
             measured.evidence = target.evidence()
         if measured.texts is not None and measured.texts.kept:
             chosen = self._tokenizers.get(run.test.name) or bundled(run.test.model)
-            self._count(measured.texts, chosen, writer, measured)
+            count_texts(chosen, writer, measured, self._files, self._stop)
 
     def _driver(self, run: Run, endpoint: Endpoint, folder: Path) -> Driver | Team:
         options: dict[str, Any] = {
@@ -294,7 +317,7 @@ class Conductor:
             self._watcher.on_exchange(exchange)
 
         def tick() -> None:
-            self._take(target, writer, run, measured)
+            take_moves(target, writer, run.run_id, measured)
             writer.flush_due()
             self._watcher.on_tick()
 
@@ -316,8 +339,8 @@ class Conductor:
             keep_text=measured.texts.add if measured.texts is not None else None,
         )
         if cell.dataset is not None:
-            places = _places(cell.dataset.prompts, measured.parts[cell.name], exchanges)
-            measured.repeated[cell.name] = self._seen.repeated(cell.dataset.sha256, places), len(places)
+            sent = places(cell.dataset.prompts, measured.parts[cell.name], exchanges)
+            measured.repeated[cell.name] = self._seen.repeated(cell.dataset.sha256, sent), len(sent)
         stop()  # once more: what ended with the last request belongs to this cell
         if load.lost is not None:
             measured.mishaps.append((cell.name, load.lost))
@@ -327,57 +350,12 @@ class Conductor:
             measured.until[cell.name] = narrow.outcome()
         if settling is not None:
             measured.settled[cell.name] = settling.outcome
-        self._take(target, writer, run, measured)
+        take_moves(target, writer, run.run_id, measured)
         measured.exchanges += exchanges
         measured.loads.append((cell, load, exchanges))
         measured.failure = target.trouble()
         measured.interrupted = measured.failure is None and load.interrupted and self._stop()
 
-    def _count(self, texts: Texts, chosen: Chosen, writer: SampleWriter, measured: Measured) -> None:
-        """Tokens of the answers that came without usage, now that nothing is measured any more."""
-        tokens = count.count(texts, chosen, stop=self._stop)
-        measured.loads = [
-            (
-                cell,
-                load,
-                count.counted(each, tokens, chosen, count.prompt_counter(cell, requests_of(cell, self._files), chosen)),
-            )
-            for cell, load, each in measured.loads
-        ]
-        measured.exchanges = [exchange for _, _, exchanges in measured.loads for exchange in exchanges]
-        writer.count([each for each in measured.exchanges if each.tokenizer is not None])
-
-    def _take(self, target: Target, writer: SampleWriter, run: Run, measured: Measured) -> None:
-        for transfer in target.phases():
-            measured.transfers.append(transfer)
-            writer.add_transfer(run.run_id, transfer)
-
-    def _late_moves(self, target: Target, writer: SampleWriter, measured: Measured) -> None:
-        """Wait, for a moment, until every answered request's move is recorded."""
-        run_id = measured.exchanges[0].run_id if measured.exchanges else ""
-        wanted = {exchange.request_id for exchange in measured.exchanges if exchange.request_id}
-        until = time.monotonic() + LATE_MOVES_S
-        while wanted - {transfer.request_id for transfer in measured.transfers} and time.monotonic() < until:
-            for transfer in target.phases():
-                measured.transfers.append(transfer)
-                writer.add_transfer(run_id, transfer)
-            time.sleep(0.01)
-
 
 def _as_expected(status: Status, expect: Expect) -> bool:
     return status in ("invalid", "failed") if expect == "unusable" else status == expect
-
-
-def _hopeless(measured: Measured) -> bool:
-    """Every request of the last cell failed: the others would only wait for their time-outs."""
-    cell, _, exchanges = measured.loads[-1]
-    if any(name == cell.name for name, _ in measured.mishaps):
-        return False  # started again since
-    return bool(exchanges) and all(exchange.failure is not None for exchange in exchanges)
-
-
-def _places(prompts: int, first: int, exchanges: Sequence[Exchange]) -> list[int]:
-    """Places in the dataset of what was sent, each conversation once, in the order of sending."""
-    sent = [each for each in exchanges if each.failure != "unsent" and each.turn in (None, 1)]
-    numbers = sorted(each.seq if each.session is None else each.session for each in sent)
-    return [(first + number) % prompts for number in numbers]

@@ -56,7 +56,7 @@ def conduct(folder, *backends):
     (folder / "plan.yaml").write_text(PLAN.format(tests=tests))
     plan, watcher = load_plan(folder / "plan.yaml", False, []), Watcher()
 
-    def target_for(logs):
+    def target_for(logs, _test):
         watcher.targets.append(EmbeddedTarget(logs, install))
         return watcher.targets[-1]
 

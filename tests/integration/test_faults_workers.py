@@ -72,7 +72,7 @@ def conduct_one(tmp_path):
             primary=Primary(metric="ttft_ms_mean", cell="after"),
         )  # fmt: skip
 
-        def target_for(logs):
+        def target_for(logs, _test):
             target = EmbeddedTarget(logs, install, Options(silence_s=SILENCE_S, compute=0.3))
             injury.target = target
             return target

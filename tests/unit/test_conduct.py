@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from kvgauge import conduct, judge, resume
+from kvgauge import conduct, gather, judge, resume
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import BuildError, SamplesError, TargetError
@@ -202,12 +202,12 @@ def make_plan(*tests, cells=None, repetitions=1):
 def scene(tmp_path, monkeypatch):
     world = World()
     monkeypatch.setattr(conduct, "Driver", driver_of(world))
-    monkeypatch.setattr(conduct, "LATE_MOVES_S", 0.05)
+    monkeypatch.setattr(gather, "LATE_MOVES_S", 0.05)
 
     def walk(plan, **more):
         watching = Watching()
         conductor = Conductor(
-            plan, tmp_path / "out", lambda logs: FakeTarget(world, logs), watcher=watching,
+            plan, tmp_path / "out", lambda logs, _test: FakeTarget(world, logs), watcher=watching,
             stop=lambda: world.stopped, conditions=CONDITIONS, **more,
         )  # fmt: skip
         results = conductor.conduct()
@@ -364,7 +364,7 @@ def test_a_move_whose_record_comes_after_the_answer_is_waited_for(scene, monkeyp
         return phases(self) if len(asked) > ticks + 2 else []
 
     monkeypatch.setattr(FakeTarget, "phases", late)
-    monkeypatch.setattr(conduct, "LATE_MOVES_S", 2.0)
+    monkeypatch.setattr(gather, "LATE_MOVES_S", 2.0)
     got = scene.walk(make_plan(cells=(cell,)))
     assert len(load_transfers(got.folder / "runs/r1-a")) == ticks
     assert got.runs["r1-a", "p"].status == "valid"

@@ -36,7 +36,7 @@ def work_of(template, ticks=None, bodies=None):
 @pytest.fixture
 def template():
     with Driver(URL, "m", host="h") as driver:
-        yield driver._asked(CELL, "r")
+        yield driver._asking.asked(CELL, "r")
 
 
 def ended(seq, ended_ns=0, slot=0, cut="connect"):

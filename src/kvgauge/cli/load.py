@@ -143,7 +143,10 @@ def run(args: argparse.Namespace) -> int:
 
         show_cells(plan, Console())
         return 0
-    given = argparse.Namespace(**{"namespace": [], "transfer_timeout": 60.0, "resume": None, **vars(args)})
+    urls = {test.name: args.url for test in plan.tests}
+    given = argparse.Namespace(
+        **{"namespace": [], "transfer_timeout": 60.0, "resume": None, "urls": urls, **vars(args)}
+    )
     return conduct_plan(plan, given, None)
 
 

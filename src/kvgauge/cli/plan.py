@@ -146,6 +146,9 @@ def show(plan: "Plan", console: "Console") -> None:
     ]
     rehearsal = rehearsal_line(plan)
     lines += cold_lines(plan)
+    lines += [f"planted in {test.name}: {test.planted.line}" for test in plan.tests if test.planted is not None]
+    if plan.mode == "paired":
+        lines.append("mode paired: both tests' targets at once; a cell's requests, rate and slots are of both together")
     for line in [*lines, rehearsal] if rehearsal else lines:
         console.print(line, markup=False, highlight=False)
     for table in (_tests_table(plan), _cells_table(plan), _runs_table(runs)):

@@ -34,7 +34,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--resume", type=Path, metavar="DIR", help="go on where a run was cut off; repeats nothing done"
     )
     parser.add_argument(
-        "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
+        "--url",
+        action="append",
+        default=[],
+        metavar="[TEST=]URL",
+        help="measure the deployment there instead: one test, nothing restarted; a paired plan takes two",
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
     watching.add_flags(parser)
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """raises UsageError, PlanError, SamplesError"""
     from msgspec.structs import replace
 
+    from kvgauge.cli.urls import read_urls
     from kvgauge.failures import UsageError
     from kvgauge.plan import load_plan
 
@@ -68,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
     saved, plan = _saved(args) if args.resume is not None else (None, load_plan(args.plan, args.quick, args.test))
     if args.quick_ack:
         plan = replace(plan, quick_ack=True)
-    _check_cold_starts(plan, args)
+    args.urls = read_urls(args.url, plan)
+    args.url = next(iter(args.urls.values()), None)
+    _check_modelled(plan, args)
     proving.asked(args)
+    if args.prove and plan.mode == "paired":
+        raise UsageError("--prove is of one deployment: of a paired plan prove each by itself, `kvgauge prove URL`")
     if args.dry_run:
         from rich.console import Console
 
@@ -80,11 +89,17 @@ def run(args: argparse.Namespace) -> int:
     return conduct_plan(plan, args, saved)
 
 
-def _check_cold_starts(plan: "Plan", args: argparse.Namespace) -> None:
+def _check_modelled(plan: "Plan", args: argparse.Namespace) -> None:
     """raises UsageError where nobody would imitate one, PlanError where requests would not outlast one"""
     from kvgauge.failures import UsageError
     from kvgauge.plan.expand import refuse_long_cold_starts
 
+    planted = [test.name for test in plan.tests if test.planted is not None]
+    if planted and args.url is not None:
+        raise UsageError(
+            f"planted of {', '.join(planted)} is put into the embedded target's modelled compute; nobody does that to "
+            f"the deployment at {args.url}. Remove it from the plan, or leave --url away"
+        )
     cold = [test.name for test in plan.tests if test.cold_start is not None]
     if cold and args.url is not None:
         raise UsageError(
@@ -151,9 +166,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "load workers": None if wanted == 1 else str(wanted),
         "proxy": proxy.shown if args.url is not None and (proxy := proxies.of(args.url)) is not None else None,
     }
-    conditions = resume.conditions_now(
-        {n: build.sha256 for n, build in builds.items()}, args.url or "embedded", options
-    )
+    conditions = resume.conditions_now({n: build.sha256 for n, build in builds.items()}, _targets(args.urls), options)
     if saved is not None:
         resume.refuse_changes(saved, None, conditions)
     files, tokenizers = load_files(plan.cells), load_tokenizers(plan.tests)
@@ -198,6 +211,13 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
     return conductor.exit_code()
 
 
+def _targets(urls: dict[str, str]) -> str:
+    """The deployments, or the embedded target, as the conditions of a run name it."""
+    if len(urls) < 2:
+        return next(iter(urls.values()), "embedded")
+    return ", ".join(f"{name}={url}" for name, url in urls.items())
+
+
 def _after(folder: Path) -> str:
     """What to do with a folder that could not be written to the end."""
     from kvgauge.resume import CONDITIONS
@@ -213,7 +233,7 @@ def _target_for(
     asking: "tuple[Headers, Tls | None, Proxies]",
     prove: "Callable[[Path], Callable[[Test, str], Proving]] | None",
     say: "Callable[[str], None]",
-) -> "tuple[Callable[[Path], Target], dict[str, Build]]":
+) -> "tuple[Callable[[Path, Test], Target], dict[str, Build]]":
     """What makes the target of each run, and its builds, which are installed first.
 
     raises UsageError, BuildError, LoadError
@@ -226,29 +246,25 @@ def _target_for(
         from kvgauge.load import site
         from kvgauge.target.url import UrlTarget
 
-        if len(plan.tests) != 1:
-            raise UsageError(
-                f"one deployment runs one test, and this plan has {len(plan.tests)}: say which one runs at {args.url} "
-                f"with --test NAME ({', '.join(test.name for test in plan.tests)})"
-            )
         if args.namespace:
             raise UsageError("--namespace goes with the embedded target; where a deployment runs is its own affair")
         headers, tls, proxies = asking
-        proxy = proxies.of(args.url)
-        site.site_of(args.url, tls, proxy=proxy)
-        wait_ready = partial(site.wait_ready, headers=headers, tls=tls, proxy=proxy)
-        models = partial(site.models, headers=headers, tls=tls, proxy=proxy)
-        through = proxy.shown if proxy is not None else None
-        return (
-            lambda logs: UrlTarget(
-                args.url,
-                wait_ready=wait_ready,
-                models=models,
+
+        def at(logs: Path, test: "Test") -> "Target":
+            url = args.urls[test.name]
+            proxy = proxies.of(url)
+            return UrlTarget(
+                url,
+                wait_ready=partial(site.wait_ready, headers=headers, tls=tls, proxy=proxy),
+                models=partial(site.models, headers=headers, tls=tls, proxy=proxy),
                 model=args.model,
-                proxy=through,
+                proxy=proxy.shown if proxy is not None else None,
                 prove=prove(logs.parent) if prove is not None else None,
             )
-        ), {}
+
+        for url in args.urls.values():
+            site.site_of(url, tls, proxy=proxies.of(url))
+        return at, {}
     from kvgauge.builds.own import finder
     from kvgauge.target.embedded import EmbeddedTarget, Options
     from kvgauge.target.namespaces import read_namespaces
@@ -259,7 +275,7 @@ def _target_for(
     find = finder({test.build: test.build_source for test in plan.tests}, say)
     builds = {name: find(name) for name in dict.fromkeys(test.build for test in plan.tests)}
     options = Options(transfer_timeout_s=args.transfer_timeout, namespaces=namespaces)
-    return lambda logs: EmbeddedTarget(logs, find, options), builds
+    return lambda logs, _test: EmbeddedTarget(logs, find, options), builds
 
 
 def _new_folder(out: Path | None, plan: "Plan") -> Path:

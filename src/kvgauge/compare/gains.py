@@ -11,6 +11,9 @@ import msgspec
 from kvgauge.plan.metrics import METRICS
 from kvgauge.plan.records import ColdStart, Plan, Test
 from kvgauge.stats.estimate import Estimate, bare, missing
+from kvgauge.stats.paired import SHOWN_PCT as PAIRS_SHOWN_PCT
+from kvgauge.stats.paired import UNIT as PAIRS
+from kvgauge.stats.paired import LogRatio, pairs_needed
 from kvgauge.stats.runs import (
     CONFIDENCE,
     RUNS_MAX,
@@ -19,6 +22,7 @@ from kvgauge.stats.runs import (
     Better,
     Gain,
     gain,
+    gain_of_pairs,
     holm,
     point_gain,
     runs_needed,
@@ -30,6 +34,7 @@ Key = tuple[str | None, str]  # cell (None: the whole run) and metric
 
 MARGIN_PCT = 3.0  # a gain that lies within +- this with its whole interval is no gain
 LEVEL = 0.05
+RUNS = "runs"
 
 # fields of a test that must agree before its numbers may be set against another's
 MUST_AGREE = (
@@ -54,6 +59,9 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     units       (cell, metric) -> its unit
     confidence  of its gains' intervals: more than 95 % where the plan stopped once they were narrow
     counted_by  (cell, metric) -> which tokenizer counted the tokens it rests on; absent: the server did
+    beside      the test that stood beside it under one load; None: it had its target's machine to itself
+    pairs       (cell, metric) -> repetition -> how this test differs from the one beside it, pair by pair of requests;
+                one of the two has it
     """
 
     __test__ = False  # pytest: not a test class
@@ -65,6 +73,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     units: Mapping[Key, str] = {}
     confidence: float = CONFIDENCE
     counted_by: Mapping[Key, str] = {}
+    beside: str | None = None
+    pairs: Mapping[Key, Mapping[int, LogRatio]] = {}
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +84,7 @@ class GainRow(msgspec.Struct, frozen=True, kw_only=True):
     p_value  two-sided, of the paired t test; Holm-adjusted: primary rows over all pairs of tests, others over
              the secondary metrics of their pair
     reason   why the verdict is not better or worse, or what was left out
+    of       what n counts
     """
 
     test: str
@@ -85,6 +96,7 @@ class GainRow(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     p_value: float | None = None
     reason: str | None = None
+    of: str = RUNS
 
 
 def direction(metric: str) -> Better | None:
@@ -192,7 +204,10 @@ def gain_of(before: TestValues, after: TestValues, key: Key, *, paired: bool) ->
     sides = before.values.get(key, {}), after.values.get(key, {})
     better = direction(key[1]) or "lower"
     confidence = max(before.confidence, after.confidence)
-    if paired:
+    ratios = ratios_between(before, after, key)
+    if paired and ratios:
+        found = gain_of_pairs(ratios, better)
+    elif paired:
         found = gain(*sides, better, confidence=confidence)
     else:
         usable = [[value for value in side.values() if value > 0] for side in sides]
@@ -200,6 +215,17 @@ def gain_of(before: TestValues, after: TestValues, key: Key, *, paired: bool) ->
     if found.p_value is None or confidence == CONFIDENCE:
         return found
     return msgspec.structs.replace(found, p_value=min(1.0, found.p_value * LEVEL / (1 - confidence)))
+
+
+def ratios_between(before: TestValues, after: TestValues, key: Key) -> dict[int, LogRatio]:
+    """What pairs of requests said, of the repetitions that are valid on both sides; empty where there were no pairs."""
+    both = before.values.get(key, {}).keys() & after.values.get(key, {}).keys()
+    if after.beside == before.test.name and after.pairs.get(key):
+        return {k: ratio for k, ratio in after.pairs[key].items() if k in both}
+    if before.beside == after.test.name and before.pairs.get(key):
+        turned = {k: ratio for k, ratio in before.pairs[key].items() if k in both and ratio.mean is not None}
+        return {k: msgspec.structs.replace(ratio, mean=-(ratio.mean or 0.0)) for k, ratio in turned.items()}
+    return {}
 
 
 def known_within(rows: Sequence[GainRow], half_width_pct: float) -> bool:
@@ -244,6 +270,8 @@ def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -
     if there != here:
         return f"tokens were counted by {there or 'the server'} there and by {here or 'the server'} here: two measures"
     n = gained.estimate.n
+    if gained.pairs is not None:
+        return gained.pairs.reason if gained.pairs.error is None else None
     if n >= RUNS_MIN:
         return None
     pairs = f"{n} pair{'' if n == 1 else 's'} of runs" if gained.paired else f"{n} run{'' if n == 1 else 's'} on a side"
@@ -262,13 +290,10 @@ def row_of(
     why = _no_verdict(before, after, key, gained)
     verdict: Verdict = "cannot tell" if why is not None else verdict_of(gained, p_value)
     if why is None and verdict == "no difference shown":
-        why = f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
-        if runs_needed(gained) <= gained.estimate.n:
-            why = f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
-        if _p_value(gained) < LEVEL:
-            others = "secondary metrics" if family.kind == "secondary" else "pairs of tests"
-            why = f"alone it would count; among {family.size} {others} it does not (Holm)"
-    reasons = [reason for reason in (why, _dropped(before, after, key[0]), _no_logarithm(before, after, key)) if reason]
+        why = _why_not_shown(gained, family)
+    scope = None if gained.pairs is None else f"n counts {PAIRS}"
+    said = (scope, why, _dropped(before, after, key[0]), _no_logarithm(before, after, key))
+    reasons = [reason for reason in said if reason]
     return GainRow(
         test=after.test.name,
         baseline=before.test.name,
@@ -279,7 +304,21 @@ def row_of(
         verdict=verdict,
         p_value=None if verdict == "cannot tell" else p_value,
         reason="; ".join(reasons) or None,
+        of=RUNS if gained.pairs is None else PAIRS,
     )
+
+
+def _why_not_shown(gained: Gain, family: Family) -> str:
+    if _p_value(gained) < LEVEL:
+        others = "secondary metrics" if family.kind == "secondary" else "pairs of tests"
+        return f"alone it would count; among {family.size} {others} it does not (Holm)"
+    if gained.pairs is not None:
+        needed = pairs_needed(gained.pairs)
+        what = f"a gain of this size, or {PAIRS_SHOWN_PCT:g} % if that is more"
+        return f"about {needed:,} pairs would show {what}" if needed else f"more pairs would show {what}"
+    if runs_needed(gained) <= gained.estimate.n:
+        return f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
+    return f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
 
 
 def _no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:

@@ -103,6 +103,7 @@ def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Coll
     """
     if unknown := sorted(set(vary) - set(VARIABLE)):
         raise UsageError(f"--vary {unknown[0]}: no such field; there are {', '.join(VARIABLE)}")
+    _refuse_halves(before, after)
     key = _primary(before, after, primary)
     found = differences(before, after)
     refused = [one for one in found if _refused(one, vary, key)]
@@ -126,6 +127,17 @@ def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Coll
         rows=tuple(_with_both(kept_before, kept_after, row) for row in rows),
         arose=tuple(_arose(kept_before, kept_after, paired=paired)),
     )
+
+
+def _refuse_halves(before: Side, after: Side) -> None:
+    """A test that stood beside another had half of a load: set beside anything else, its waits are not its own."""
+    for side in (before, after):
+        if before.source != after.source and side.values.beside is not None:
+            raise UsageError(
+                f"{side.label} was measured in mode paired, beside {side.values.beside} under one load: its latencies "
+                "hold waits for the other's requests. Compare the two tests of that folder; for another run, measure "
+                "in mode runs"
+            )
 
 
 def compare_all(
@@ -249,6 +261,16 @@ def _remarks(
             "not interleaved: the two sides ran at different times, so that whatever drifted in between is in the "
             "gain; one plan with both tests pairs their runs"
         )
+    if before.values.beside is not None:
+        said.append(
+            "mode paired: both stood side by side under one load; this is their difference under what they shared, of "
+            "these deployments, and no capacity"
+        )
+    said += [
+        f"planted in {side.label}: {side.values.test.planted.line}"
+        for side in (before, after)
+        if side.values.test.planted is not None
+    ]
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:

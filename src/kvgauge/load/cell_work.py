@@ -13,7 +13,7 @@ from kvgauge.load.answers import Answer, Asked, answer_text, answer_texts, read_
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.prompts import Bodies
 from kvgauge.load.sessions import Sessions
-from kvgauge.load.shares import ALL, WHOLE, Part, Share
+from kvgauge.load.shares import ALL, WHOLE, Numbers, Share
 from kvgauge.load.site import Site
 from kvgauge.load.stream import Incoming
 from kvgauge.load.tally import Tally
@@ -65,7 +65,8 @@ class CellWork:
         self.enough: Callable[[], bool] = lambda: False
         self._slots = slots
         self._warmup = False
-        self._share, self._part, self._warmups = share, ALL, warmups
+        self._share, self._warmups = share, warmups
+        self._part: Numbers = ALL
         self._built_to = self._end = self._first_seq = 0  # the first two count what is ours of this load
         self._session_seq = 0  # of conversations: turns are numbered as they are sent
         self._built: deque[tuple[int, bytes]] = deque()  # requests ready to be sent
@@ -77,7 +78,7 @@ class CellWork:
         self.tally = Tally()
         self.account: Callable[[Exchange, bool, bool], None] | None = None
 
-    def begin(self, *, requests: int, warmup: bool, part: Part = ALL) -> None:
+    def begin(self, *, requests: int, warmup: bool, part: Numbers = ALL) -> None:
         """Expect this many requests, or sessions. Requests have the numbers of our part, after the cell's warm-up."""
         self._warmup, self._part = warmup, part
         self._built.clear()

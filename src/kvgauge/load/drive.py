@@ -18,12 +18,11 @@ from typing import Self
 import msgspec
 
 from kvgauge.failures import LoadError
-from kvgauge.load.answers import Asked
 from kvgauge.load.arrivals import Arrivals, Closed, InSessions, Waves, arrivals_of
+from kvgauge.load.asking import CLOCK, PATHS, Asking, limits_of
 from kvgauge.load.cell_work import CellWork
 from kvgauge.load.continuous import ENDLESS, Edges, going_on
 from kvgauge.load.headers import NO_HEADERS, Headers
-from kvgauge.load.lengths import TextLengths
 from kvgauge.load.loop import Loop
 from kvgauge.load.offset import RealtimeOffset
 from kvgauge.load.open import OpenLoad, drain_ns_of
@@ -35,16 +34,16 @@ from kvgauge.load.receive import OpenReceiver, acknowledging, open_receiver
 from kvgauge.load.schedules import schedule
 from kvgauge.load.sessions import Sessions
 from kvgauge.load.shares import WHOLE, Part, Share
-from kvgauge.load.site import Site, context_tokens, site_of
+from kvgauge.load.site import Site, site_of
 from kvgauge.load.tally import CellLoad
 from kvgauge.load.texts import Said
 from kvgauge.load.tls import Tls
-from kvgauge.load.work import Begin, Limits, Pace, Steady
+from kvgauge.load.work import Begin, Pace, Steady
 from kvgauge.plan.open import starts
-from kvgauge.plan.records import Api, Cell
+from kvgauge.plan.records import Cell
 from kvgauge.plan.trace import FileRequest, TraceRequest
 from kvgauge.plan.warmup import STEADY_WORKERS
-from kvgauge.samples.records import Clock, Exchange
+from kvgauge.samples.records import Exchange
 from kvgauge.tokens.choose import Chosen
 
 LEAD_NS = 2_000_000  # from "start" to the first due time, so that the first send is not late already
@@ -54,7 +53,6 @@ OPEN_AHEAD = 64  # connections and requests an open load has ready before it sta
 OPEN_SPARE = 16  # connections it keeps ready beyond those in use
 OPEN_WARMUP_SLOTS = 16
 DESCRIPTORS_LEFT = 64  # for files and whatever else this process opens
-PATHS: dict[Api, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Driver:
@@ -99,26 +97,17 @@ class Driver:
         tokenizer: Chosen | None = None,
         proxy: Proxy | None = None,
     ) -> None:
-        if min(request_timeout_s, stall_timeout_s, connect_timeout_s) <= 0:
-            raise LoadError("every timeout must be above 0 s")
+        limits = limits_of(
+            request_s=request_timeout_s,
+            connect_s=connect_timeout_s,
+            stall_s=stall_timeout_s,
+            first_token_s=first_token_timeout_s,
+        )
         self._site: Site = site_of(url, tls, headers=headers, proxy=proxy)
-        self._model, self._host, self._worker = model, host, worker
+        self._asking = Asking(self._site, model, host=host, worker=worker, token_ids=token_ids, tokenizer=tokenizer)
         self._clock_ns, self._offset = clock_ns, RealtimeOffset(clock_ns, realtime_ns)
-        self._clock: Clock = "monotonic"
-        size = tokenizer.tokenizer.size if tokenizer is not None else token_ids[1] + 1
-        self._token_ids = token_ids[0], min(token_ids[1], size - 1)
-        self._texts = TextLengths(self._site, model, tokenizer)
-        self._context_asked = False
-        self._context_tokens: int | None = None
         self._stagger_s = stagger_s
         self._latencies_ns: dict[tuple[object, ...], list[int]] = {}  # of the last cell of each shape
-        first_token_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
-        limits = Limits(
-            connect_ns=int(min(connect_timeout_s, request_timeout_s) * 1e9),
-            first_token_ns=int(min(first_token_s, request_timeout_s) * 1e9),
-            stall_ns=int(min(stall_timeout_s, request_timeout_s) * 1e9),
-            request_ns=int(request_timeout_s * 1e9),
-        )
         if quick_ack:
             open_receiver = acknowledging(open_receiver)
         self._loop = Loop(self._site, limits=limits, clock_ns=clock_ns, open_receiver=open_receiver)
@@ -167,13 +156,13 @@ class Driver:
         """
         if cell.conversation is not None and share != WHOLE:
             raise LoadError(f"cell {cell.name}: conversations are offered by one load worker")
-        bodies = self._bodies(cell, seed, requests)
+        bodies = self._asking.bodies(cell, seed, requests)
         if cell.steady is not None and (share != WHOLE or steady is None):
             raise LoadError(f"cell {cell.name}: {STEADY_WORKERS}, and by somebody who says when it is steady")
         part = share.part(cell)
         slots = self._slots(cell, share)
         ahead = min(slots, max(OPEN_AHEAD, cell.burst.size if cell.burst else 0)) if cell.is_open else slots
-        template = self._asked(cell, run_id)
+        template = self._asking.asked(cell, run_id)
         work = CellWork(
             self._site,
             PATHS[cell.api],
@@ -229,7 +218,7 @@ class Driver:
                 elif cell.is_open:
                     trace = tuple(each for each in requests if isinstance(each, TraceRequest))
                     times_ns = islice(schedule(cell, seed=seed, trace=trace), share.index, None, share.of)
-                    duration_ns = _duration_ns(cell)
+                    duration_ns = duration_ns_of(cell)
                     open_load = OpenLoad(
                         times_ns,
                         slots=slots,
@@ -248,10 +237,8 @@ class Driver:
                 work.drain()
             cpu_ns = time.process_time_ns() - cpu_ns
             if work.tally.e2e_ns:
-                self._latencies_ns[_shape(cell)] = work.tally.e2e_ns
-        load = work.tally.cell_load(
-            cell.name, self._clock, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished
-        )
+                self._latencies_ns[shape_of(cell)] = work.tally.e2e_ns
+        load = work.tally.cell_load(cell.name, CLOCK, cpu_ns=cpu_ns, stagger_ns=stagger_ns, interrupted=not finished)
         opened = work.tally.open_offer(open_load, slots) if open_load is not None and load.offered else None
         if opened is not None and edges is not None:  # of the surplus, what was never sent does not matter
             opened = msgspec.structs.replace(opened, given_up=edges.unsent)
@@ -264,37 +251,12 @@ class Driver:
             sessions=bodies.end() if isinstance(bodies, Sessions) else None,
         )
 
-    def _bodies(self, cell: Cell, seed: int, requests: tuple[FileRequest, ...]) -> Bodies | Sessions:
-        known, added = self._texts.made(cell)
-        if cell.conversation is None:
-            return Bodies(
-                cell,
-                model=self._model,
-                seed=seed,
-                token_ids=self._token_ids,
-                requests=requests,
-                added=added,
-                known=known,
-            )
-        if not self._context_asked:
-            self._context_asked, self._context_tokens = True, context_tokens(self._site, self._model)
-        return Sessions(
-            cell,
-            cell.conversation,
-            model=self._model,
-            seed=seed,
-            requests=requests,
-            added=added,
-            known=known,
-            context_tokens=self._context_tokens,
-        )
-
     @staticmethod
     def _turning(arrivals: Arrivals, bodies: Bodies | Sessions, cell: Cell, begin: Begin) -> Arrivals:
         """Arrivals of sessions, where there are any: their later turns are due by their ends."""
         if not isinstance(bodies, Sessions):
             return arrivals
-        duration_ns = _duration_ns(cell)
+        duration_ns = duration_ns_of(cell)
         end_ns = None if duration_ns is None else begin.start_ns + duration_ns
         return InSessions(arrivals, bodies, end_ns=end_ns, holds=not cell.is_open)
 
@@ -330,14 +292,14 @@ class Driver:
             requests=part.count(starts(cell)),
             start_ns=begin.start_ns,
             stagger_ns=begin.stagger_ns,
-            duration_ns=_duration_ns(cell),
+            duration_ns=duration_ns_of(cell),
             among=(cell.concurrency, share.slot),
         )
 
     def _waves(self, cell: Cell, work: CellWork, start_ns: int, share: Share, pace: Pace) -> bool:
         """Our part of each wave, the next one when everybody's is over."""
         due_ns: int | None = start_ns
-        duration_ns = _duration_ns(cell)
+        duration_ns = duration_ns_of(cell)
         for sent in range(0, cell.requests, cell.concurrency):
             if due_ns is None or (duration_ns is not None and due_ns >= start_ns + duration_ns):
                 break
@@ -349,24 +311,8 @@ class Driver:
         return not work.stop()
 
     def _typical_ns(self, cell: Cell, work: CellWork) -> int | None:
-        known = work.tally.warmup_e2e_ns or self._latencies_ns.get(_shape(cell), [])
+        known = work.tally.warmup_e2e_ns or self._latencies_ns.get(shape_of(cell), [])
         return statistics.median_low(known) if known else None
-
-    def _asked(self, cell: Cell, run_id: str) -> Asked:
-        tls = self._site.tls
-        return Asked(
-            run_id=run_id,
-            cell=cell.name,
-            seq=0,
-            warmup=False,
-            slot=0,
-            worker=self._worker,
-            host=self._host,
-            clock=self._clock,
-            tls=None if tls is None else "unverified" if tls.insecure else "verified",
-            due_ns=0,
-            sent_ns=0,
-        )
 
 
 def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> int:
@@ -381,11 +327,11 @@ def stagger_of(cell: Cell, typical_ns: int | None, stagger_s: float | None) -> i
     return int(min(STAGGER_NS_MAX, typical_ns) * (1 - 1 / rounds))
 
 
-def _duration_ns(cell: Cell) -> int | None:
+def duration_ns_of(cell: Cell) -> int | None:
     return None if cell.duration_s is None else round(cell.duration_s * 1e9)
 
 
-def _shape(cell: Cell) -> tuple[object, ...]:
+def shape_of(cell: Cell) -> tuple[object, ...]:
     """Cells whose requests take about as long, but for how many there are at a time."""
     return (
         cell.prompt,

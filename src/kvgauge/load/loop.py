@@ -15,7 +15,7 @@ from kvgauge.load.open_files import why
 from kvgauge.load.proxy import ProxyRefused
 from kvgauge.load.receive import OpenReceiver, open_receiver
 from kvgauge.load.site import Site
-from kvgauge.load.slot import Slot, overdue
+from kvgauge.load.slot import Place, Slot, overdue
 from kvgauge.load.stream import Connection, End, Incoming
 from kvgauge.load.tls import Session, TlsFailed, context_of
 from kvgauge.load.work import Ended, Limits, Work, unsent
@@ -38,20 +38,18 @@ class Loop:
 
     def __init__(
         self,
-        site: Site,
-        *,
+        *sites: Site,
         limits: Limits,
         clock_ns: Callable[[], int],
         open_receiver: OpenReceiver = open_receiver,
     ) -> None:
-        """raises LoadError when the site's CA file cannot be used."""
-        self._site, self._limits, self._clock_ns, self._open_receiver = site, limits, clock_ns, open_receiver
-        self._tls = context_of(site.tls) if site.tls is not None else None
+        """sites: one, or several that slots belong to in turn. raises LoadError when a CA file cannot be used"""
+        self._limits, self._clock_ns, self._open_receiver = limits, clock_ns, open_receiver
+        self._places = [Place(site, context_of(site.tls) if site.tls is not None else None) for site in sites]
         self._epoll = select.epoll()
         self._slots: list[Slot] = []
         self._by_fd: dict[int, Slot] = {}
         self._closed_fds: set[int] = set()  # closed in this pass: what epoll said of them no longer holds
-        self._address_at = 0  # the address that worked last
         self._stamped = False  # by the kernel, as far as the last connection goes
         self._due: list[Due] = []
         self._busy = 0
@@ -66,11 +64,11 @@ class Loop:
         One that cannot be made is left to its first request, which then fails and says why.
         """
         while len(self._slots) < slots:
-            self._slots.append(Slot(len(self._slots)))
+            self._slots.append(Slot(len(self._slots), self._places[len(self._slots) % len(self._places)]))
         self._pass(0)  # hear of what the server closed in the meantime
         for slot in self._slots[: slots if ahead is None else ahead]:
             if slot.connection is None:
-                self._connect(slot, self._address_at)
+                self._connect(slot, slot.place.address_at)
         while any(slot.connection is not None and slot.connection.connecting for slot in self._slots):
             self._pass(CHECK_NS)
             self._check_deadlines(self._clock_ns())
@@ -187,9 +185,9 @@ class Loop:
         if self._spare and slot.index + self._spare < len(self._slots):
             spare = self._slots[slot.index + self._spare]
             if spare.connection is None and spare.request is None:
-                self._connect(spare, self._address_at)
+                self._connect(spare, spare.place.address_at)
         if slot.connection is None:
-            self._connect(slot, self._address_at)
+            self._connect(slot, slot.place.address_at)
         elif not slot.connection.connecting:
             self._ask(slot, slot.connection)
 
@@ -197,8 +195,9 @@ class Loop:
         """Begin to connect to the first address that does not refuse at once, from this one on."""
         slot.fresh = slot.request is not None
         slot.connect_ns = self._clock_ns()
-        for at in range(address_at, len(self._site.addresses)):
-            family, address = self._site.addresses[at]
+        site, tls = slot.place.site, slot.place.tls
+        for at in range(address_at, len(site.addresses)):
+            family, address = site.addresses[at]
             try:
                 connection = Connection(
                     family,
@@ -206,8 +205,8 @@ class Loop:
                     address_at=at,
                     clock_ns=self._clock_ns,
                     open_receiver=self._open_receiver,
-                    session=Session(self._tls, self._site.host) if self._tls is not None else None,
-                    tunnel=self._site.tunnel(),
+                    session=Session(tls, site.host) if tls is not None else None,
+                    tunnel=site.tunnel(),
                 )
             except OSError as error:
                 seen = error
@@ -223,15 +222,15 @@ class Loop:
         connection = slot.connection
         assert connection is not None
         self._drop(slot)
-        if connection.address_at + 1 < len(self._site.addresses):
+        if connection.address_at + 1 < len(slot.place.site.addresses):
             self._connect(slot, connection.address_at + 1)
         else:
             self._no_connection(slot, seen)
 
     def _no_connection(self, slot: Slot, seen: str, cut: Cut = "connect") -> None:
-        self._address_at = 0
+        slot.place.address_at = 0
         if slot.request is not None:
-            self._over(slot, cut=cut, detail=f"{self._site.way}: {seen}")
+            self._over(slot, cut=cut, detail=f"{slot.place.site.way}: {seen}")
 
     def _no_session(self, slot: Slot, seen: str) -> None:
         """Another address of the same name would show the same certificate: none is tried."""
@@ -259,7 +258,7 @@ class Loop:
         if not usable:
             self._epoll.modify(connection.fd, select.EPOLLIN if connection.unsent is None else select.EPOLLOUT)
             return
-        self._address_at, self._stamped = connection.address_at, connection.stamped
+        slot.place.address_at, self._stamped = connection.address_at, connection.stamped
         self._epoll.modify(connection.fd, select.EPOLLIN)
         if slot.request is not None:
             self._ask(slot, connection)
@@ -306,7 +305,7 @@ class Loop:
         if unanswered and not slot.fresh:
             self._drop(slot)
             slot.detail = "sent again on a new connection: the server had closed the one that was kept open"
-            self._connect(slot, self._address_at)
+            self._connect(slot, slot.place.address_at)
             return
         detail = "; ".join(filter(None, (incoming.problem if end != "complete" else None, slot.detail))) or None
         sent_ns = connection.sent_ns if connection.unsent is None else None

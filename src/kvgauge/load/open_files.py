@@ -16,12 +16,13 @@ ENOUGH = 65_536  # a limit that was raised to millions makes some libraries slow
 
 def needed(plan: Plan, *, embedded: bool) -> int:
     """Descriptors that the busiest process of this plan needs. `embedded`: frontend and workers are ours too."""
-    client = OWN + max(map(_connections, plan.cells))
+    arms = len(plan.tests) if plan.mode == "paired" else 1  # that this process speaks to at once
+    client = OWN + arms * max(map(_connections, plan.cells))
     if not embedded:
         return client
     workers = max(test.prefill_workers + test.decode_workers for test in plan.tests)
     ranks = max(max(test.prefill_tp, test.decode_tp) for test in plan.tests)
-    return max(client + EACH_WORKER * workers, OWN + EACH_RANK * ranks)
+    return max(client + arms * EACH_WORKER * workers, OWN + EACH_RANK * ranks)
 
 
 def _connections(cell: Cell) -> int:

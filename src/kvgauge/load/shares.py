@@ -4,9 +4,18 @@ Slots go round: slot i is worker i mod N's. A closed cell's request i belongs to
 worker sends what its slots would; an open one's request i is worker i mod N's, which spreads a burst over all of them.
 """
 
+from typing import Protocol
+
 import msgspec
 
 from kvgauge.plan.records import Cell
+
+
+class Numbers(Protocol):
+    """Which of all requests of a load are ours."""
+
+    def number(self, nth: int) -> int:
+        """Which of all the nth of ours is, both from 0 on."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,17 +1,40 @@
 """A place for one request at a time, and what takes too long in it. Pure."""
 
+from ssl import SSLContext
+
 from kvgauge.load.answers import Cut
+from kvgauge.load.site import Site
 from kvgauge.load.stream import Connection
 from kvgauge.load.work import Limits
+
+
+class Place:
+    """Where a slot's requests go. address_at: the one of its addresses that worked last."""
+
+    __slots__ = ("address_at", "site", "tls")
+
+    def __init__(self, site: Site, tls: SSLContext | None) -> None:
+        self.site, self.tls, self.address_at = site, tls, 0
 
 
 class Slot:
     """Sends one request at a time. `fresh`: its connection was made for this request."""
 
-    __slots__ = ("begun_ns", "connect_ns", "connection", "detail", "due_ns", "fresh", "index", "request", "seq")
+    __slots__ = (
+        "begun_ns",
+        "connect_ns",
+        "connection",
+        "detail",
+        "due_ns",
+        "fresh",
+        "index",
+        "place",
+        "request",
+        "seq",
+    )
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, index: int, place: Place) -> None:
+        self.index, self.place = index, place
         self.connection: Connection | None = None
         self.connect_ns = 0  # when the attempt under way, or the last one, began
         self.request: bytes | None = None

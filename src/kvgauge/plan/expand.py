@@ -11,6 +11,7 @@ from kvgauge.models import MODELS, Model, descriptors, transfer_bytes
 from kvgauge.plan.conversation import turns_mean
 from kvgauge.plan.nodes import nearest
 from kvgauge.plan.open import offered, rate, span_s
+from kvgauge.plan.paired import refuse_one_arm
 from kvgauge.plan.read import rehearsal, slug
 from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Run, Test, UntilSteady
 
@@ -89,7 +90,9 @@ def select(plan: Plan, names: Sequence[str]) -> Plan:
         for test in plan.tests
         if test.name in names
     )
-    return msgspec.structs.replace(plan, tests=kept, rehearsal=rehearsal(kept))
+    selected = msgspec.structs.replace(plan, tests=kept, rehearsal=rehearsal(kept))
+    refuse_one_arm(selected)
+    return selected
 
 
 def prompt_tokens(cell: Cell) -> int:
@@ -234,4 +237,5 @@ def estimate_s(plan: Plan) -> float:
     """Rough seconds of the whole plan, pilots included, without installing builds. Good to a factor of about two."""
     first = pilot_cells(plan)
     pilots_s = sum(run_s(test, first) for test in plan.tests) if first else 0.0
-    return pilots_s + plan.repetitions * sum(run_s(test, plan.cells) for test in plan.tests)
+    each = [run_s(test, plan.cells) for test in plan.tests]
+    return pilots_s + plan.repetitions * (max(each) if plan.mode == "paired" else sum(each))

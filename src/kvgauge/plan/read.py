@@ -3,6 +3,7 @@
 Each problem is one PlanError that names the line and, for an unknown word, the nearest valid one.
 
     name, repetitions, gain_within, seed, load_workers: N or auto
+    mode:     runs or paired: both tests' targets at once, every request to one of them at random
     primary:  {metric, cell}     baseline: NAME or [NAMES]
     warmup: steady    of cells that name no warm-up of their own (warmup.py)
     quick_ack: true   the client's kernel acknowledges every read at once
@@ -11,8 +12,8 @@ Each problem is one PlanError that names the line and, for an unknown word, the 
     build:    1.5.0 or {wheel: FILE} or {plugin_dir: FOLDER, core: 1.5.0 or FOLDER}; paths start at the plan's folder
     tests:    [{name, backend, fabric, build, patches, stand_in, model, tp: 8 or {prefill: 4, decode: 8},
                 prefill_workers, decode_workers, kv_dtype, operation, progress_thread, full_check, gpu,
-                cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s}, tokenizer: FILE, expect,
-                baseline}]
+                cold_start: {compile_s, graph_capture_s, graph_batch_max, connect_s},
+                planted: {prefill_pct, decode_pct}, tokenizer: FILE, expect, baseline}]
     cells:    cells.py says what stands in them
 """
 
@@ -29,6 +30,7 @@ from kvgauge.models import DTYPE_BYTES, MODELS, check_tp, possible_tps
 from kvgauge.plan.cells import no_files, read_cells
 from kvgauge.plan.metrics import GOODPUT_METRICS, METRICS, STREAM_FAMILIES
 from kvgauge.plan.nodes import Value, nearest, parse
+from kvgauge.plan.paired import paired, read_planted
 from kvgauge.plan.records import (
     BACKENDS,
     FABRICS,
@@ -37,6 +39,7 @@ from kvgauge.plan.records import (
     Expect,
     Goodput,
     LoadWorkers,
+    Mode,
     Operation,
     Plan,
     Primary,
@@ -47,7 +50,7 @@ from kvgauge.plan.warmup import STEADY_WORKERS
 
 PLAN_KEYS = (
     "name", "repetitions", "gain_within", "seed", "load_workers", "primary", "goodput", "quick_ack", "warmup",
-    "baseline", "defaults", "tests", "cells",
+    "baseline", "defaults", "tests", "cells", "mode",
 )  # fmt: skip
 TEST_KEYS = (
     "name",
@@ -66,6 +69,7 @@ TEST_KEYS = (
     "full_check",
     "gpu",
     "cold_start",
+    "planted",
     "tokenizer",
     "expect",
     "baseline",
@@ -124,7 +128,7 @@ def read(
     load_workers = _load_workers(fields["load_workers"]) if "load_workers" in fields else 1
     if isinstance(load_workers, int) and load_workers > 1 and (found := [c.name for c in cells if c.steady]):
         raise fields["load_workers"].error(f"{STEADY_WORKERS} ({found[0]}): leave it away, or give `warmup_requests`")
-    return Plan(
+    plan = Plan(
         name=fields["name"].line_of_text(characters_max=NAME_CHARACTERS_MAX),
         source=source,
         tests=tests,
@@ -140,6 +144,9 @@ def read(
         rehearsal=rehearsal(tests),
         load_workers=load_workers,
     )
+    if "mode" in fields and fields["mode"].word(get_args(Mode), "mode") == "paired":
+        return paired(fields["mode"], plan)
+    return plan
 
 
 def _load_workers(value: Value) -> LoadWorkers:
@@ -259,6 +266,8 @@ def _test(
         chosen["gpu"] = fields["gpu"].word(GPUS, "GPU")
     if "cold_start" in fields:
         chosen["cold_start"] = _cold_start(fields["cold_start"])
+    if "planted" in fields:
+        chosen["planted"] = read_planted(fields["planted"])
     if "tokenizer" in fields and not fields["tokenizer"].is_null:
         try:
             chosen["tokenizer"] = read_tokenizer(fields["tokenizer"].path(), read_file)

@@ -18,6 +18,7 @@ PromptKind = Literal["tokens", "text"]
 Expect = Literal["valid", "invalid", "failed", "unusable"]  # unusable: invalid or failed, whichever it is here
 Operation = Literal["READ", "WRITE"]
 LoadWorkers = int | Literal["auto"]
+Mode = Literal["runs", "paired"]
 
 
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +231,26 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(said) or "nothing"
 
 
+class Planted(msgspec.Struct, frozen=True, kw_only=True):
+    """A slow-down that is put into the embedded target's modelled compute on purpose: a truth to be found.
+
+    prefill_pct, decode_pct  by how much longer each modelled step takes; negative: shorter
+    """
+
+    prefill_pct: float = 0.0
+    decode_pct: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """`modelled prefill +1 %, modelled decode -2 %`"""
+        steps = (("prefill", self.prefill_pct), ("decode", self.decode_pct))
+        return ", ".join(f"modelled {step} {pct:+g} %" for step, pct in steps if pct)
+
+    def factor(self, role: str) -> float:
+        """What that role's modelled steps are multiplied by."""
+        return 1 + (self.prefill_pct if role == "prefill" else self.decode_pct) / 100
+
+
 class Test(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the plan: what is varied.
 
@@ -237,6 +258,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     build         which NIXL carries it; `stand_in` says so when that is not what `patches` names
     build_source  where a build of the user's own lies, and then `build` is its label; None: a published version
     cold_start    what its workers' first run costs; None: nothing
+    planted       a slow-down that its modelled compute is given on purpose; None: none
     tokenizer     the model's own, from a file: for counting where a server sends no usage, and for prompts
     baseline      tests it is compared with (names); empty for the first baseline, which is compared with nothing
     """
@@ -263,6 +285,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     baseline: tuple[str, ...] = ()
     build_source: BuildSource | None = None
     cold_start: ColdStart | None = None
+    planted: Planted | None = None
     tokenizer: TokenizerFile | None = None
 
 
@@ -284,7 +307,9 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to vary, how often, and what decides.
 
-    gain_within_pct  stop before `repetitions` once every primary gain is known within +- so many percentage points
+    gain_within_pct  stop before `repetitions` once every primary gain is known within +- so many percentage points;
+                     in mode paired: end the primary cell of a repetition as soon as its gain is
+    mode             runs: one target after another; paired: both tests' targets at once, one load for both
     """
 
     name: str
@@ -300,6 +325,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     quick_ack: bool = False  # the client's kernel acknowledges every read at once (docs/stamps.md)
     rehearsal: bool = False  # every test runs over tcp or shm: nothing here transfers to EFA
     load_workers: LoadWorkers = 1  # processes that offer a cell
+    mode: Mode = "runs"
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

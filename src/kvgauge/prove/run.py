@@ -22,7 +22,8 @@ from kvgauge.evidence.transport import Want
 from kvgauge.failures import LoadError
 from kvgauge.load import site as sites
 from kvgauge.load.answers import UNREADABLE, error_message
-from kvgauge.load.drive import PATHS, Driver
+from kvgauge.load.asking import PATHS
+from kvgauge.load.drive import Driver
 from kvgauge.load.headers import NO_HEADERS, Headers
 from kvgauge.load.prompts import TOKEN_ID_HIGH, TOKEN_ID_LOW, body_of, sample_text, words
 from kvgauge.load.tls import Tls

@@ -264,6 +264,7 @@ def _gains(source: Source) -> Iterator[Row]:
                 "gain_low_pct": row.gain.low,
                 "gain_high_pct": row.gain.high,
                 "n": row.gain.n,
+                "n_counts": row.of,
                 "verdict": row.verdict,
                 "p_value": row.p_value,
                 "reason": row.reason or row.gain.reason,

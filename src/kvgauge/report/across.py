@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from kvgauge.compare.gains import GainRow
 from kvgauge.report import rows
-from kvgauge.report.gains import STYLES, point_text, span_text, verdict_value
-from kvgauge.report.numbers import NONE, interval_text, value_text
+from kvgauge.report.gains import STYLES, count_text, point_text, span_text, verdict_value
+from kvgauge.report.numbers import interval_text, value_text
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.results import Results, TestResult
 from kvgauge.stats.estimate import Estimate
@@ -99,6 +99,8 @@ def _name(test: TestResult, cell: str | None, results: Results) -> Value:
         under.append(f"{test.model} TP {test.tp.prefill}" if test.tp.prefill else test.model)
     if test.cold_start is not None:
         under.append("cold start modelled")
+    if test.planted is not None:
+        under.append(f"planted: {test.planted.line}")
     return Value((test.name, *(line for line in under if line)))
 
 
@@ -135,7 +137,7 @@ def _gains_table(pairs: Sequence[tuple[Line, GainRow]], results: Results, notes:
         Column(("over",), tuple(Value((row.baseline,)) for row in found), text=True, width=28),
         Column(("gain",), tuple(Value((point_text(row),), STYLES.get(row.verdict, "")) for row in found)),
         Column(("95 % interval",), tuple(Value((span_text(row),)) for row in found)),
-        Column(("n",), tuple(Value((str(row.gain.n or NONE),)) for row in found)),
+        Column(("n",), tuple(Value((count_text(row),)) for row in found)),
         Column(("verdict",), tuple(verdict_value(row, notes) for row in found), text=True),
     ]
     return Packed(Column((f"gain in {metric}" if metric else "gain",), tuple(labels)), columns)

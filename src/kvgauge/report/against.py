@@ -12,11 +12,10 @@ from kvgauge.compare.sides import Comparison, Row, Side
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.records import Primary, Test
 from kvgauge.report import rows
-from kvgauge.report.gains import STYLES, point_text, span_text
+from kvgauge.report.gains import STYLES, count_text, point_text, span_text
 from kvgauge.report.numbers import NONE, plain, signed_pct, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
-from kvgauge.report.results import Results, values_of
-from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE
+from kvgauge.report.results import Results, stopping_confidence, values_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,8 +59,9 @@ def all_values(results: Results, source: str) -> list[TestValues]:
 
 def _values(results: Results, source: str, name: str) -> TestValues:
     runs = next(test.runs for test in results.tests if test.name == name)
-    stops = results.plan.get("gain_within_pct") is not None
-    return values_of(_test(results, source, name), runs, confidence=STOPPING_CONFIDENCE if stops else CONFIDENCE)
+    stops, mode = results.plan.get("gain_within_pct") is not None, str(results.plan.get("mode", "runs"))
+    confidence = stopping_confidence(stops=stops, mode=mode)
+    return values_of(_test(results, source, name), runs, confidence=confidence)
 
 
 def _test(results: Results, source: str, name: str) -> Test:
@@ -134,7 +134,7 @@ def _table(comparison: Comparison, cell: str | None, shown: Sequence[Row], notes
             Column((_short(comparison.after),), tuple(Value((with_interval(row.after),)) for row in shown)),
             Column(("gain",), tuple(Value((point_text(row.row),), STYLES.get(row.row.verdict, "")) for row in shown)),
             Column(("95 %",), tuple(Value((span_text(row.row),)) for row in shown)),
-            Column(("n",), tuple(Value((str(row.row.gain.n),)) for row in shown)),
+            Column(("n",), tuple(Value((count_text(row.row),)) for row in shown)),
             Column(("verdict",), tuple(_verdict(row, notes) for row in shown), text=True),
         ],
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvgauge.compare.gains import GainRow
+from kvgauge.compare.gains import RUNS, GainRow
 from kvgauge.report import rows
 from kvgauge.report.numbers import NONE, signed_pct
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
@@ -12,6 +12,7 @@ from kvgauge.report.results import Results, TestResult
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+NARROW_PCT = 1.0  # an interval below this width is shown with a digit more
 STYLES = {"better": "green", "worse": "bold red", "invalid": "red"}
 
 
@@ -44,7 +45,7 @@ def _table(shown: Sequence[GainRow], baseline: str, notes: Footnotes) -> Packed:
         [
             Column(("gain",), tuple(Value((point_text(row),), STYLES.get(row.verdict, "")) for row in shown)),
             Column(("95 % interval",), tuple(Value((span_text(row),)) for row in shown)),
-            Column(("n",), tuple(Value((str(row.gain.n or NONE),)) for row in shown)),
+            Column(("n",), tuple(Value((count_text(row),)) for row in shown)),
             Column(("p",), tuple(Value((_p_value(row),)) for row in shown)),
             Column(("verdict",), tuple(verdict_value(row, notes) for row in shown), text=True),
         ],
@@ -57,13 +58,27 @@ def _what(row: GainRow) -> str:
 
 
 def point_text(row: GainRow) -> str:
-    return NONE if row.gain.point is None else signed_pct(row.gain.point)
+    if row.gain.point is None:
+        return NONE
+    return f"{row.gain.point:+,.2f} %" if _narrow(row) else signed_pct(row.gain.point)
+
+
+def _narrow(row: GainRow) -> bool:
+    return row.gain.low is not None and row.gain.high is not None and row.gain.high - row.gain.low < NARROW_PCT
+
+
+def count_text(row: GainRow) -> str:
+    """n, and of what where it does not count runs."""
+    if not row.gain.n:
+        return NONE
+    return str(row.gain.n) if row.of == RUNS else f"{row.gain.n:,} pairs"
 
 
 def span_text(row: GainRow) -> str:
     if row.gain.low is None or row.gain.high is None:
         return NONE
-    return f"{row.gain.low:+,.1f} to {row.gain.high:+,.1f} %"
+    digits = 2 if _narrow(row) else 1
+    return f"{row.gain.low:+,.{digits}f} to {row.gain.high:+,.{digits}f} %"
 
 
 def _p_value(row: GainRow) -> str:

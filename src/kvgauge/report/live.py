@@ -87,6 +87,8 @@ class Live:
             took = self._took.get(test.name, [])
             expected = sum(took) / len(took) if took else each * scale
             left += expected * (self._plan.repetitions - len(took))
+        if self._plan.mode == "paired":  # both at once
+            left /= len(self._plan.tests)
         return max(0.0, left - (time.monotonic() - self._run_began))
 
     def _draw(self, *, force: bool) -> None:

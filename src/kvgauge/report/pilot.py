@@ -30,6 +30,8 @@ def propose(pilot: Results, source: str, gain_pct: float, *, budget: int | None 
 
     raises  UsageError when it declares none, or has no test with a baseline
     """
+    if pilot.plan.get("mode") == "paired":
+        raise UsageError(f"{source} is of mode paired: its pairs are of requests, which say nothing of how runs spread")
     key = primary_of(pilot)
     better = direction(key[1]) if key else None
     if key is None or better is None:

@@ -14,10 +14,11 @@ import msgspec
 
 from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
-from kvgauge.plan.records import ColdStart, Plan, Run, Test
+from kvgauge.plan.records import ColdStart, Plan, Planted, Run, Test
 from kvgauge.samples.disk import write_whole
 from kvgauge.stats.cells import counter_of
 from kvgauge.stats.estimate import Estimate, missing
+from kvgauge.stats.paired import LogRatio
 from kvgauge.stats.runs import CONFIDENCE, STOPPING_CONFIDENCE, over_runs
 from kvgauge.stats.server import Server
 from kvgauge.stats.tails import is_largest, no_tail
@@ -46,6 +47,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
     warmup   cells: how it was warmed up, where that is more than a number of requests
     limits   run-level entries of imported results: what the other tool's files lack
+    beside   the test that stood beside this one under one load (mode paired)
+    pairs    cells of the test that is compared: metric -> log(this / beside) over the pairs of requests
     """
 
     run_id: str
@@ -63,6 +66,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
     warmup: WarmUp | None = None
     limits: tuple[str, ...] = ()
+    beside: str | None = None
+    pairs: dict[str, LogRatio] = {}
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +101,7 @@ class TestResult(msgspec.Struct, frozen=True, kw_only=True):
     """A test of the plan and everything it gave. What published numbers leave open is None.
 
     cold_start  what the target was told to imitate of a first run; None: nothing
+    planted     by how much its modelled compute was made slower on purpose; None: not
     """
 
     __test__ = False  # pytest: not a test class
@@ -114,6 +120,7 @@ class TestResult(msgspec.Struct, frozen=True, kw_only=True):
     summary: tuple[SummaryRow, ...]
     gains: tuple[GainRow, ...]
     cold_start: ColdStart | None = None
+    planted: Planted | None = None
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +187,7 @@ def build(
                 summary=tuple(_summary(plan, runs[test.name])),
                 gains=tuple(row for row in rows if row.test == test.name),
                 cold_start=test.cold_start,
+                planted=test.planted,
             )
             for test in plan.tests
         ),
@@ -188,7 +196,12 @@ def build(
 
 def confidence_of(plan: Plan) -> float:
     """Of its gains' intervals."""
-    return CONFIDENCE if plan.gain_within_pct is None else STOPPING_CONFIDENCE
+    return stopping_confidence(stops=plan.gain_within_pct is not None, mode=plan.mode)
+
+
+def stopping_confidence(*, stops: bool, mode: str) -> float:
+    """Runs that stop once gains are known pay for it here; pairs of requests pay in their own looks."""
+    return STOPPING_CONFIDENCE if stops and mode == "runs" else CONFIDENCE
 
 
 def _with_pending(
@@ -237,10 +250,13 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     left_out: dict[tuple[str | None, int], str] = {}
     units: dict[tuple[str | None, str], str] = {}
     counted_by: dict[tuple[str | None, str], str] = {}
+    pairs: dict[tuple[str | None, str], dict[int, LogRatio]] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
             continue
+        for metric, ratio in run.pairs.items():
+            pairs.setdefault((run.cell, metric), {})[run.repetition] = ratio
         for metric, estimate in run.metrics.items():
             if estimate.point is None:
                 continue
@@ -258,6 +274,8 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
         units=units,
         confidence=confidence,
         counted_by=counted_by,
+        beside=next((run.beside for run in runs if run.beside), None),
+        pairs=pairs,
     )
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 INVALID = "red"
+PAIRED = (
+    "mode paired: both tests stood side by side and each had half of one load; their difference is of these "
+    "deployments under what they shared, and no capacity"
+)
 PIPED_COLUMNS = 120
 
 
@@ -61,6 +65,8 @@ def _title(results: Results) -> "Iterator[RenderableType]":
     if results.machine:
         facts += [f"{key} {value}" for key, value in results.machine.items() if isinstance(value, str | int | float)]
     yield Text(plain(" · ".join(facts)), style="dim")
+    if results.plan.get("mode") == "paired":
+        yield Text(PAIRED, style="yellow")
     if results.ended:
         yield Text(plain(f"ended {results.ended}; intervals of gains are at 97.5 % for it, so that they hold at 95 %"))
     yield from _rehearsal(results)
@@ -125,6 +131,8 @@ def _about(test: TestResult) -> str:
         facts.append(f"expected {test.expect}")
     if test.cold_start is not None:
         facts.append(f"cold start modelled: {test.cold_start.line}")
+    if test.planted is not None:
+        named = f"{named}  (planted: {test.planted.line})"
     return plain(named) + "\n" + plain(" · ".join(facts))
 
 

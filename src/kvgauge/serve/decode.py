@@ -303,7 +303,7 @@ class DecodeWorker:
         took_ns = 0
         if spec.compute > 0:
             modelled = decode_ns(self._ranks.model, self._gpu, spec.tp, len(self._active), self._context, spec.kv_dtype)
-            took_ns = int(modelled * spec.compute) + self._cold.decode_ns(len(self._active))
+            took_ns = int(modelled * spec.compute * spec.slowed) + self._cold.decode_ns(len(self._active))
         self._step_end_ns = start_ns + took_ns
 
     def _end_step(self, end_ns: int) -> None:

@@ -53,6 +53,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     recompute_every: int = 0
     cold_start: ColdStart | None = None
+    slowed: float = 1.0  # multiplies modelled steps of this worker: a test's `planted`
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, kw_only=True):

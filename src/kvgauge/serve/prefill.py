@@ -160,7 +160,8 @@ class PrefillWorker:
             return
         model, tp = self._ranks.model, self._spec.tp
         lengths = [request.prompt_tokens for request in requests]
-        took_ns = int(prefill_ns(model, self._gpu, tp, lengths) * self._spec.compute) + self._cold.prefill_ns()
+        modelled = prefill_ns(model, self._gpu, tp, lengths) * self._spec.slowed
+        took_ns = int(modelled * self._spec.compute) + self._cold.prefill_ns()
         self._batch = batch = Batch(requests, taken, start_ns, start_ns + took_ns)
         if self._ranks.agents:
             for request, blocks_of in zip(requests, taken, strict=True):

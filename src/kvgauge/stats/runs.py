@@ -1,13 +1,14 @@
 """Over repeated runs: the mean of run-level values, and the gain of one test over another."""
 
 from collections.abc import Mapping, Sequence
-from math import expm1, fsum, isfinite, log, sqrt
+from math import exp, expm1, fsum, isfinite, log, sqrt
 from typing import Literal
 
 import msgspec
 
 from kvgauge.stats.estimate import Estimate, bare, missing
 from kvgauge.stats.means import mean_and_spread, mean_estimate, t_quantile, t_tails
+from kvgauge.stats.paired import LogRatio, together
 
 Better = Literal["lower", "higher"]
 
@@ -35,6 +36,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     p_value      two-sided, of the paired t test (not paired: Welch's) that the log ratio is 0; None below two pairs
     left_out     repetitions that one side lacks, or whose value has no logarithm
     paired       whether runs of one repetition were set against each other
+    pairs        of requests, where n counts them and not runs: what they said together
     """
 
     better: Better
@@ -44,6 +46,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     p_value: float | None
     left_out: tuple[int, ...] = ()
     paired: bool = True
+    pairs: LogRatio | None = None
 
 
 def percent(log_ratio: float, better: Better) -> float:
@@ -86,6 +89,30 @@ def gain(
     estimate = Estimate(point=percent(mean, better), low=low, high=high, n=n, unit="%")
     p_value = t_tails(mean / error, n - 1) if error > 0 else float(mean == 0)
     return Gain(better=better, estimate=estimate, log_mean=mean, log_spread=spread, p_value=p_value, left_out=left_out)
+
+
+def gain_of_pairs(ratios: Mapping[int, LogRatio], better: Better) -> Gain:
+    """Gain over pairs of requests that stood side by side.
+
+    ratios  repetition -> what its pairs said. Five repetitions or more, each on deployments of their own, are runs: one
+            ratio each, t over them. Of fewer the answer is about these deployments only, and n counts pairs.
+    """
+    means = {k: exp(ratio.mean) for k, ratio in ratios.items() if ratio.mean is not None}
+    if len(means) >= RUNS_MIN:
+        return gain(dict.fromkeys(means, 1.0), means, better)
+    found = together(ratios)
+    if found is None or found.mean is None:
+        none = missing("%", "no pair of requests has this value on both sides")
+        return Gain(better=better, estimate=none, log_mean=None, log_spread=None, p_value=None)
+    point, half = percent(found.mean, better), found.half_width()
+    if half is None:
+        estimate = bare(point, "%", found.pairs, found.reason or "no interval")
+    else:
+        low, high = sorted((percent(found.mean - half, better), percent(found.mean + half, better)))
+        estimate = Estimate(point=point, low=low, high=high, n=found.pairs, unit="%")
+    return Gain(
+        better=better, estimate=estimate, log_mean=found.mean, log_spread=None, p_value=found.p_value, pairs=found
+    )
 
 
 def unpaired_gain(

@@ -199,6 +199,7 @@ class EmbeddedTarget:
         blocks, note = pool_blocks(test, run.cells, available)
         self.notes += [note] if note is not None else []
         self.notes += [f"cold start modelled: {test.cold_start.line}"] if test.cold_start is not None else []
+        self.notes += [f"planted: {test.planted.line}"] if test.planted is not None else []
         for role, count in counts.items():
             environment, through = self._environment(test, role), inside(options.namespaces.get(role))
             for index in range(count):
@@ -240,6 +241,7 @@ class EmbeddedTarget:
             gpu=test.gpu,
             compute=options.compute,
             cold_start=test.cold_start,
+            slowed=test.planted.factor(role) if test.planted is not None else 1.0,
             control=self._endpoint("control"),
             inbox=self._endpoint(f"{role}-{index}"),
             outbox=self._endpoint("frontend"),
