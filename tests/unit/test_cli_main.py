@@ -21,6 +21,7 @@ from kvgauge.failures import BuildError, PlanError, TargetError
 from kvgauge.plan.expand import expand
 from kvgauge.report import results as results_files
 from kvgauge.target.contract import Endpoint
+from scene import make_test
 
 PLAN = """
 name: two backends
@@ -268,7 +269,7 @@ def test_run_installs_each_build_once_conducts_into_a_new_folder_and_prints_it(c
     assert Path("kvgauge-runs/latest").resolve() == made.folder.resolve()
     assert f"results: {made.folder}/results.json" in err.replace("\n", "")
     assert "two backends" in out
-    target = made.target_for(Path("logs"))
+    target = made.target_for(Path("logs"), make_test(name="UCX"))
     assert isinstance(target, kvgauge.target.embedded.EmbeddedTarget)
 
 
@@ -361,7 +362,7 @@ def test_a_url_is_measured_without_installing_anything(capsys, conductor, builds
     assert builds == []
     assert conductor.made.folder == Path("here")
     assert not Path("kvgauge-runs").exists()
-    assert isinstance(conductor.made.target_for(Path("logs")), UrlTarget)
+    assert isinstance(conductor.made.target_for(Path("logs"), make_test(name="UCX")), UrlTarget)
 
 
 # -- serve

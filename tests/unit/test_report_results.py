@@ -77,6 +77,7 @@ def test_the_shape_is_the_documented_one():
         "summary",
         "gains",
         "cold_start",
+        "planted",
     ]
     assert test["tp"] == {"prefill": 1, "decode": 2}
     run = test["runs"][0]
@@ -96,6 +97,8 @@ def test_the_shape_is_the_documented_one():
         "remarks",
         "warmup",
         "limits",
+        "beside",
+        "pairs",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,
