@@ -25,6 +25,7 @@ def server(name, asked, *, hangs_up=False):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # an answer leaves in one piece
 
         def do_POST(self):
             asked.append((name, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
@@ -36,6 +37,7 @@ def server(name, asked, *, hangs_up=False):
             self.send_header("Content-Length", str(len(WHOLE)))
             self.end_headers()
             self.wfile.write(WHOLE)
+            self.wfile.flush()
 
         def log_message(self, *_):
             pass
