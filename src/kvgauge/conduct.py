@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvgauge import capacity
-from kvgauge.compare.gains import known_within
+from kvgauge.compare.gains import may_stop
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.judge import Measured, failed, judge, requests_of
 from kvgauge.load import count
@@ -171,15 +171,19 @@ class Conductor:
         results_files.write(self._results, self._folder)
 
     def _whole_repetitions(self) -> int | None:
-        """After which repetition every primary gain was known well enough; None: not yet, or nobody asked."""
+        """After which repetition the plan may end, its gains being known; None: not yet, or nobody asked."""
         if self._plan.gain_within_pct is None:
             return None
         over = {(test, run.repetition) for test, given in self._given.items() for run in given}
         reached = max((k for k in range(1, self._plan.repetitions + 1) if self._all_over(over, k)), default=0)
         if any(repetition > reached for _, repetition in over):
             return None  # looks come between repetitions only
-        rows = [row for test in self._results.tests for row in test.gains]
-        return reached if reached and known_within(rows, self._plan.gain_within_pct) else None
+        confidence = results_files.confidence_of(self._plan)
+        values = [
+            results_files.values_of(test, found.runs, confidence=confidence)
+            for test, found in zip(self._plan.tests, self._results.tests, strict=True)
+        ]
+        return reached if reached and may_stop(values, self._plan, reached) else None
 
     def _all_over(self, over: set[tuple[str, int]], repetition: int) -> bool:
         return all((test.name, repetition) in over for test in self._plan.tests)

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from kvgauge.compare.gains import MUST_AGREE, Family, GainRow, Key, TestValues, gain_of, pair, row_of
+from kvgauge.compare.gains import MUST_AGREE, Asked, GainRow, Key, TestValues, ask, pair
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
-from kvgauge.stats.runs import change, holm, over_runs
+from kvgauge.stats.runs import change, over_runs
 
 # of the machine, and of what a cluster adds to it: two places differ in more than what was switched
 PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
@@ -93,11 +93,19 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     arose: tuple[Arose, ...]
 
 
-def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Collection[str] = ()) -> Comparison:
+def compare(
+    before: Side,
+    after: Side,
+    *,
+    primary: Key | None = None,
+    vary: Collection[str] = (),
+    asked: Asked | None = None,
+) -> Comparison:
     """Everything that can be said of two sides.
 
     primary  the metric that decides; None: the one both plans declared
     vary     fields whose difference is the experiment
+    asked    the primary metric's answer where several pairs of sides are asked; None: this is the only one
 
     raises  UsageError when they may not be compared, naming every field that differs
     """
@@ -115,7 +123,7 @@ def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Coll
     apart = {one.cell for one in found if one.cell is not None and one.field not in vary}
     paired = before.source == after.source
     kept_before, kept_after = (_without(side.values, apart) for side in (before, after))
-    rows = pair(kept_before, kept_after, key, paired=paired)
+    rows = pair(kept_before, kept_after, key, paired=paired, asked=asked)
     return Comparison(
         before=before.label,
         after=after.label,
@@ -132,22 +140,14 @@ def compare_all(
     pairs: Sequence[tuple[Side, Side]], *, primary: Key | None = None, vary: Collection[str] = ()
 ) -> list[Comparison]:
     """Every pair of sides. Asked of several, the primary metric's p-values are Holm-adjusted together."""
-    compared = [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
-    if len(compared) < 2:
-        return compared
-    judged = [place for place, one in enumerate(compared) if _primary_p(one) is not None]
-    for place, p_value in zip(judged, holm([_primary_p(compared[at]) or 0.0 for at in judged]), strict=True):
-        one, (before, after) = compared[place], pairs[place]
-        gained = gain_of(before.values, after.values, one.primary, paired=one.paired)
-        family = Family(len(judged), "primary")
-        row = row_of(before.values, after.values, one.primary, gained, p_value, family)
-        rows = tuple(msgspec.structs.replace(r, row=row) if r.row.primary else r for r in one.rows)
-        compared[place] = msgspec.structs.replace(one, rows=rows)
-    return compared
-
-
-def _primary_p(comparison: Comparison) -> float | None:
-    return next((row.row.p_value for row in comparison.rows if row.row.primary), None)
+    keys = {_primary(before, after, primary) for before, after in pairs}
+    if len(pairs) < 2 or len(keys) > 1:
+        return [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
+    asked = ask([(a.values, b.values, a.source == b.source) for a, b in pairs], keys.pop())
+    return [
+        compare(before, after, primary=primary, vary=vary, asked=one)
+        for (before, after), one in zip(pairs, asked, strict=True)
+    ]
 
 
 def differences(before: Side, after: Side) -> list[Difference]:

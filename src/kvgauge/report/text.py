@@ -62,7 +62,7 @@ def _title(results: Results) -> "Iterator[RenderableType]":
         facts += [f"{key} {value}" for key, value in results.machine.items() if isinstance(value, str | int | float)]
     yield Text(plain(" · ".join(facts)), style="dim")
     if results.ended:
-        yield Text(plain(f"ended {results.ended}; intervals of gains are at 97.5 % for it, so that they hold at 95 %"))
+        yield Text(plain(f"ended {results.ended}; intervals of gains are at 96 % for it, so that they hold at 95 %"))
     yield from _rehearsal(results)
 
 
