@@ -48,7 +48,7 @@ def said(rate: Rate) -> str:
 
 
 def synthetic_lines(found: Synthetic) -> list[str]:
-    return [*_family(found), "", *_coverage(found), "", *_planted(found), "", *_stopping(found)]
+    return [*_family(found), "", *_coverage(found), "", *_planted(found), "", *_stopping(found), "", *_levels(found)]
 
 
 def _judged(row: Row) -> bool:
@@ -107,6 +107,18 @@ def _stopping(found: Synthetic) -> Iterator[str]:
     for row in found.stopping:
         numbers = f"{said(row.coverage)} | {near(row.coverage)} | {row.stopped.pct:.0f} | {row.runs:.1f}"
         yield f"| {row.kind} | {row.spread_pct:g} | {numbers} |"
+
+
+def _levels(found: Synthetic) -> Iterator[str]:
+    yield "## Deployments above runs: several folders a side, compared by deployment"
+    yield ""
+    yield "| deployments a side | runs on each | coverage, % | | alarms, % | | coverage if runs were the unit, % |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found.levels:
+        yield (
+            f"| {row.deployments} | {row.runs} | {said(row.coverage)} | {near(row.coverage)} | {said(row.alarms)} | "
+            f"{most(row.alarms)} | {row.as_runs.pct:.1f} |"
+        )
 
 
 def real_lines(found: Real) -> Iterator[str]:

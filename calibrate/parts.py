@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from calibrate import family, stopping
+from calibrate import family, levels, stopping
 from calibrate.noise import KINDS
 from calibrate.planted import Planted, plant
 
-PART = 250  # comparisons or experiments at most: parts end at about the same time
+PART = 200  # comparisons or experiments at most
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     count: int
     seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.what}-{self.kind}-{self.count}-{self.seed}"
 
     @property
     def command(self) -> list[str]:
@@ -35,6 +39,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     tallies: list[tuple[family.Design, family.Tally]] = []
     planted: Planted | None = None
     stopped: list[stopping.Stopped] = []
+    nested: list[levels.Nested] = []
 
 
 def _family(part: Part) -> Counted:
@@ -50,18 +55,31 @@ def _stopping(part: Part) -> Counted:
     return Counted(kind=part.kind, stopped=[stopping.stop(part.kind, s, part.count, part.seed) for s in spreads])
 
 
-MAKERS: dict[str, Callable[[Part], Counted]] = {"family": _family, "planted": _planted, "stopping": _stopping}
+def _levels(part: Part) -> Counted:
+    return Counted(kind=part.kind, nested=[levels.nest(*shape, part.count, part.seed) for shape in levels.SHAPES])
+
+
+MAKERS: dict[str, Callable[[Part], Counted]] = {
+    "family": _family,
+    "planted": _planted,
+    "stopping": _stopping,
+    "levels": _levels,
+}
 
 
 def parts_of(comparisons: int, experiments: int) -> list[Part]:
-    """The longest first."""
-    wanted = [("family", kind, comparisons, PART) for kind in KINDS]
-    wanted += [("planted", kind, experiments, PART) for kind in KINDS]
-    wanted += [("stopping", kind, comparisons, comparisons) for kind in stopping.KINDS]
-    found: list[Part] = []
-    for what, kind, count, most in wanted:
-        for start in range(0, count, most):
-            found.append(Part(what=what, kind=kind, count=min(most, count - start), seed=len(found) + 1))
+    """Kinds in turn, so that a calibration that is cut off has as much of each."""
+    wanted = [("stopping", kind, comparisons, comparisons) for kind in stopping.KINDS]
+    wanted += [
+        (what, kind, n, PART) for kind in KINDS for what, n in (("family", comparisons), ("planted", experiments))
+    ]
+    found = []
+    for round_number in range(-(-max(comparisons, experiments) // PART)):
+        for place, (what, kind, count, most) in enumerate(wanted):
+            start = round_number * most
+            if start < count:
+                seed = 1000 * (place + 1) + round_number
+                found.append(Part(what=what, kind=kind, count=min(most, count - start), seed=seed))
     return found
 
 

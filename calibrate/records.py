@@ -3,6 +3,7 @@
 import msgspec
 
 from calibrate.family import Row
+from calibrate.levels import Nested
 from calibrate.planted import Found
 from calibrate.rates import Rate
 from calibrate.stopping import Stopped
@@ -18,6 +19,7 @@ class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
     family: list[Row]
     planted: list[Found]
     stopping: list[Stopped]
+    levels: list[Nested]
 
 
 class Grouped(msgspec.Struct, frozen=True, kw_only=True):

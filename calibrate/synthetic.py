@@ -4,6 +4,7 @@ python -m calibrate.synthetic [--comparisons 2000] [--experiments 400] [--proces
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,33 +15,52 @@ from pathlib import Path
 
 import msgspec
 
+import kvgauge
 from calibrate import family, page
 from calibrate.parts import Counted, Part, parts_of
 from calibrate.planted import Planted, found_of
 from calibrate.records import Synthetic
-from kvgauge import __version__
 from kvgauge.samples.disk import write_whole
 
+HERE = Path(__file__).parent
 LIMIT_S = 3600  # of a part
 
 
-def calibrate(comparisons: int, experiments: int, processes: int) -> Synthetic:
-    parts = parts_of(comparisons, experiments)
+def calibrate(comparisons: int, experiments: int, processes: int, deadline_s: float) -> Synthetic:
+    """deadline_s  parts that have not begun by then are left out; every rate says of how many it is"""
     begun = time.monotonic()
+    kept = HERE / ".parts" / _code_sha256()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
 
-    def made(part: Part) -> Counted:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        done = subprocess.run(
-            part.command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=environment
-        )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(part.command[1:])} ended with {done.returncode}:\n{done.stderr}")
-        print(f"{part.what} {part.kind} {part.count}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-        return msgspec.json.decode(done.stdout, type=Counted)
+    def made(part: Part) -> Counted | None:
+        path = kept / f"{part.name}.json"
+        if not path.exists():
+            if time.monotonic() - begun > deadline_s:
+                return None
+            write_whole(path, _output(part))
+            print(f"{part.name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        return msgspec.json.decode(path.read_bytes(), type=Counted)
 
     with ThreadPoolExecutor(processes) as pool:
-        counted = list(pool.map(made, parts))
-    return joined(counted, comparisons, experiments)
+        counted = list(pool.map(made, parts_of(comparisons, experiments)))
+    return joined([one for one in counted if one is not None], comparisons, experiments)
+
+
+def _output(part: Part) -> bytes:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(part.command, capture_output=True, check=False, timeout=LIMIT_S, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{part.name} ended with {done.returncode}:\n{done.stderr.decode(errors='replace')}")
+    return done.stdout
+
+
+def _code_sha256() -> str:
+    """Of all that a part may run: kept parts of other code are not mixed in."""
+    digest = hashlib.sha256()
+    for folder in (HERE, Path(kvgauge.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def joined(counted: Sequence[Counted], comparisons: int, experiments: int) -> Synthetic:
@@ -54,12 +74,13 @@ def joined(counted: Sequence[Counted], comparisons: int, experiments: int) -> Sy
             tenths.setdefault(part.kind, []).append(part.planted)
     return Synthetic(
         schema=1,
-        kvgauge=__version__,
+        kvgauge=kvgauge.__version__,
         comparisons=comparisons,
         experiments=experiments,
         family=family.rows_of(tallies),
         planted=[found_of(kind, parts) for kind, parts in tenths.items()],
         stopping=[stopped for part in counted for stopped in part.stopped],
+        levels=[nested for part in counted for nested in part.nested],
     )
 
 
@@ -67,12 +88,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else "")
     parser.add_argument("--comparisons", type=int, default=2000, help="of each kind, and plans of each spread (2000)")
     parser.add_argument("--experiments", type=int, default=400, help="with a planted tenth, of each kind (400)")
+    parser.add_argument("--deadline", type=float, default=float("inf"), metavar="S", help="begin no part after it")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--out", type=Path, default=page.SYNTHETIC, help="a file; docs/calibration.md is of the default"
     )
     args = parser.parse_args()
-    found = calibrate(args.comparisons, args.experiments, args.processes)
+    found = calibrate(args.comparisons, args.experiments, args.processes, args.deadline)
     write_whole(args.out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     print("\n".join(page.synthetic_lines(found)))
     if args.out == page.SYNTHETIC:

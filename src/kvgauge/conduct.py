@@ -72,6 +72,7 @@ class Conductor:
     tls          how an https target's certificate is checked
     tokenizers   of tests that name the model's own, by the test's name
     proxies      on the way to a target's URL
+    deployment   what a target that is not started for each run is called
     watching     which /metrics to keep beside the samples; None: none
     workers      by how many load workers a cell is offered, given how many were too few for it in an earlier run
                  (0: not known); None: from this process
@@ -95,6 +96,7 @@ class Conductor:
         workers: Callable[[Cell, int], HowMany] | None = None,
         tokenizers: Mapping[str, Chosen] | None = None,
         proxies: Proxies = NO_PROXIES,
+        deployment: str | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -105,6 +107,7 @@ class Conductor:
         self._watching, self._workers = watching, workers
         self._too_few: dict[str, int] = {}  # cell -> load workers that were its bottleneck
         self._tokenizers, self._proxies = tokenizers or {}, proxies
+        self._deployment, self._conduct = deployment, secrets.token_hex(4)
         done = done or {}
         self._seen = Seen()
         self._pilots: list[capacity.Pilot] = []
@@ -231,13 +234,18 @@ class Conductor:
         server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
         results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, self._files, self._plan.goodput)
         return [
-            msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
+            msgspec.structs.replace(
+                result,
+                server=server.get(result.cell) if result.cell is not None else None,
+                deployment=measured.deployment,
+            )
             for result in results
         ]
 
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured, scraper: Scraper) -> None:
         endpoint = target.start(run)
         scraper.watch(endpoint.url)
+        measured.deployment = f"{run.run_id}@{self._conduct}" if endpoint.fresh else self._deployment or endpoint.url
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
         else:

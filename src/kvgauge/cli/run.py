@@ -36,6 +36,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--url", metavar="URL", help="measure the deployment there instead: one test, nothing restarted"
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
+    parser.add_argument(
+        "--deployment", metavar="NAME", help="with --url: what this deployment is called, to tell it from others there"
+    )
     watching.add_flags(parser)
     workers.add_flags(parser)
     header_flags.add_flags(parser)
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     saved, plan = _saved(args) if args.resume is not None else (None, load_plan(args.plan, args.quick, args.test))
     if args.quick_ack:
         plan = replace(plan, quick_ack=True)
+    if args.deployment is not None and args.url is None:
+        raise UsageError("--deployment names what is there at --url; the embedded target is deployed anew for each run")
     _check_cold_starts(plan, args)
     if args.dry_run:
         from rich.console import Console
@@ -142,6 +147,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "headers from the environment": ", ".join(args.header_env) or None,
         "key from": args.api_key_env,
         "certificates": header_flags.tls_text(args),
+        "deployment": args.deployment,
         "load workers": None if wanted == 1 else str(wanted),
         "proxy": proxy.shown if args.url is not None and (proxy := proxies.of(args.url)) is not None else None,
     }
@@ -179,6 +185,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             workers=workers_for,
             tokenizers=tokenizers,
             proxies=proxies,
+            deployment=args.deployment,
         )
         try:
             results = conductor.conduct()

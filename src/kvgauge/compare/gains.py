@@ -56,6 +56,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     units       (cell, metric) -> its unit
     confidence  of its gains' intervals: more than 95 % where the plan stopped once they were narrow
     counted_by  (cell, metric) -> which tokenizer counted the tokens it rests on; absent: the server did
+    deployments  repetition -> the deployment it was measured on, of valid runs that name one
+    unit        what a repetition stands for
     """
 
     __test__ = False  # pytest: not a test class
@@ -67,6 +69,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     units: Mapping[Key, str] = {}
     confidence: float = CONFIDENCE
     counted_by: Mapping[Key, str] = {}
+    deployments: Mapping[int, str] = {}
+    unit: Literal["run", "deployment"] = "run"
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,9 +321,14 @@ def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -
     n = gained.estimate.n
     if n >= RUNS_MIN:
         return None
-    pairs = f"{n} pair{'' if n == 1 else 's'} of runs" if gained.paired else f"{n} run{'' if n == 1 else 's'} on a side"
+    unit = before.unit
+    pairs = (
+        f"{n} pair{'' if n == 1 else 's'} of {unit}s"
+        if gained.paired
+        else f"{n} {unit}{'' if n == 1 else 's'} on a side"
+    )
     advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
-    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} runs{advice}"
+    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} {unit}s{advice}"
 
 
 def _advised(gained: Gain) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from kvgauge.compare.deployments import scope
 from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Run, Test
@@ -46,6 +47,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     load_workers, load_workers_why  cells: how many processes offered it (1: the conducting one), and why so many
     warmup   cells: how it was warmed up, where that is more than a number of requests
     limits   run-level entries of imported results: what the other tool's files lack
+    deployment  what it was measured on; runs of one name shared it. None: not known
     """
 
     run_id: str
@@ -63,6 +65,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
     warmup: WarmUp | None = None
     limits: tuple[str, ...] = ()
+    deployment: str | None = None
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +127,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     machine    where it ran: what the caller knows of it
     published  None, or where numbers that were not measured here come from
     ended      None, or why the plan stopped before its last repetition
+    scope      None, or whom its verdicts are about: deployments that several runs shared
     """
 
     schema: int
@@ -133,6 +137,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     tests: tuple[TestResult, ...]
     published: str | None = None
     ended: str | None = None
+    scope: str | None = None
 
 
 def build(
@@ -152,7 +157,8 @@ def build(
     last = enough_after or plan.repetitions
     runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned, last) for test in plan.tests}
     confidence = confidence_of(plan)
-    rows = gains([values_of(test, runs[test.name], confidence=confidence) for test in plan.tests], plan)
+    values = [values_of(test, runs[test.name], confidence=confidence) for test in plan.tests]
+    rows = gains(values, plan)
     ended = None
     if enough_after is not None and enough_after < plan.repetitions:
         ended = (
@@ -164,6 +170,7 @@ def build(
         rehearsal=plan.rehearsal,
         machine=dict(machine),
         ended=ended,
+        scope=scope([(one.test.name, one) for one in values]),
         tests=tuple(
             TestResult(
                 name=test.name,
@@ -237,10 +244,13 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     left_out: dict[tuple[str | None, int], str] = {}
     units: dict[tuple[str | None, str], str] = {}
     counted_by: dict[tuple[str | None, str], str] = {}
+    deployments: dict[int, str] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
             continue
+        if run.deployment is not None:
+            deployments[run.repetition] = run.deployment
         for metric, estimate in run.metrics.items():
             if estimate.point is None:
                 continue
@@ -258,6 +268,7 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
         units=units,
         confidence=confidence,
         counted_by=counted_by,
+        deployments=deployments,
     )
 
 

@@ -63,6 +63,8 @@ def _title(results: Results) -> "Iterator[RenderableType]":
     yield Text(plain(" · ".join(facts)), style="dim")
     if results.ended:
         yield Text(plain(f"ended {results.ended}; intervals of gains are at 96 % for it, so that they hold at 95 %"))
+    if results.scope:
+        yield Text(plain(f"about {results.scope}"), style="yellow")
     yield from _rehearsal(results)
 
 
