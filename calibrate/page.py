@@ -58,19 +58,26 @@ def _judged(row: Row) -> bool:
 
 def _family(found: Synthetic) -> Iterator[str]:
     verdicts = [row for row in found.family if row.runs >= 5]
-    yield f"## False alarms: {found.comparisons:,} comparisons of two equal tests, of each kind"
+    yield "## False alarms: comparisons of two equal tests"
+    if any(row.alarms.n < found.comparisons for row in verdicts):
+        yield ""
+        yield (
+            f"**Cut off before its end**: {found.comparisons:,} comparisons of each kind were asked for; there are as "
+            "many as n says. `make calibrate` on a quiet machine makes them all."
+        )
     yield ""
-    yield "| kind | design | runs a side | any metric, % | | primary, % | any other, % | warned, % |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| kind | design | runs a side | n | any metric, % | | primary, % | any other, % | warned, % |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for row in verdicts:
         verdict = most(row.alarms) if _judged(row) else "not judged: drift"
         yield (
-            f"| {row.kind} | {row.design} | {row.runs} | {said(row.alarms)} | {verdict} | {said(row.primary_alarms)} | "
+            f"| {row.kind} | {row.design} | {row.runs} | {row.alarms.n:,} | {said(row.alarms)} | {verdict} | "
+            f"{said(row.primary_alarms)} | "
             f"{row.secondary_alarms.pct:.1f} | {row.warned.pct:.0f} |"
         )
     yield ""
     yield (
-        f"Each comparison has {max(row.metrics for row in verdicts):.0f} metrics of two cells that may raise an alarm. "
+        f"Each comparison has {max(row.metrics for row in verdicts):.0f} gains in two cells (those of P99 give no verdict). "
         "Two folders made one after the other cannot cancel a drift, or that a run resembles the one before it: there "
         "the alarms are many, as they must be, and `kvgauge compare` warns (last column)."
     )
@@ -89,34 +96,35 @@ def _coverage(found: Synthetic) -> Iterator[str]:
 
 
 def _planted(found: Synthetic) -> Iterator[str]:
-    yield f"## A planted tenth: {found.experiments:,} pilots of 5 pairs, each with the experiment it proposed"
+    yield "## A planted tenth: pilots of 5 pairs, each with the experiment it proposed"
     yield ""
-    yield "| kind | found, % | | proposed runs: smallest tenth, median, largest tenth |"
-    yield "|---|---|---|---|"
+    yield "| kind | n | found, % | | proposed runs: smallest tenth, median, largest tenth |"
+    yield "|---|---|---|---|---|"
     for row in found.planted:
         runs = ", ".join(f"{q:.0f}" for q in row.runs)
         none = f"; {row.unproposed} pilots: more than any number" if row.unproposed else ""
-        yield f"| {row.kind} | {said(row.found)} | {least(row.found)} | {runs}{none} |"
+        yield f"| {row.kind} | {row.found.n:,} | {said(row.found)} | {least(row.found)} | {runs}{none} |"
 
 
 def _stopping(found: Synthetic) -> Iterator[str]:
     yield f"## Coverage through the stopping rule: gain within {WITHIN_PCT:g} %, at most 16 repetitions"
     yield ""
-    yield "| noise of pairs | spread, % | coverage, % | | stopped early, % | repetitions, mean |"
-    yield "|---|---|---|---|---|---|"
+    yield "| noise of pairs | spread, % | n | coverage, % | | stopped early, % | repetitions, mean |"
+    yield "|---|---|---|---|---|---|---|"
     for row in found.stopping:
         numbers = f"{said(row.coverage)} | {near(row.coverage)} | {row.stopped.pct:.0f} | {row.runs:.1f}"
-        yield f"| {row.kind} | {row.spread_pct:g} | {numbers} |"
+        yield f"| {row.kind} | {row.spread_pct:g} | {row.coverage.n:,} | {numbers} |"
 
 
 def _levels(found: Synthetic) -> Iterator[str]:
     yield "## Deployments above runs: several folders a side, compared by deployment"
     yield ""
-    yield "| deployments a side | runs on each | coverage, % | | alarms, % | | coverage if runs were the unit, % |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| deployments a side | runs on each | n | coverage, % | | alarms, % | | coverage if runs were the unit, % |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in found.levels:
+        shape = f"{row.deployments} | {row.runs} | {row.coverage.n:,}"
         yield (
-            f"| {row.deployments} | {row.runs} | {said(row.coverage)} | {near(row.coverage)} | {said(row.alarms)} | "
+            f"| {shape} | {said(row.coverage)} | {near(row.coverage)} | {said(row.alarms)} | "
             f"{most(row.alarms)} | {row.as_runs.pct:.1f} |"
         )
 
