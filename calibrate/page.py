@@ -77,7 +77,7 @@ def _family(found: Synthetic) -> Iterator[str]:
         )
     yield ""
     yield (
-        f"Each comparison has {max(row.metrics for row in verdicts):.0f} gains in two cells (those of P99 give no verdict). "
+        f"Each comparison has {max(row.metrics for row in verdicts):.0f} gains in two cells (no verdict on P99). "
         "Two folders made one after the other cannot cancel a drift, or that a run resembles the one before it: there "
         "the alarms are many, as they must be, and `kvgauge compare` warns (last column)."
     )
