@@ -96,6 +96,7 @@ def test_the_shape_is_the_documented_one():
         "remarks",
         "warmup",
         "limits",
+        "deployment",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,
