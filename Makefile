@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENGINES := .venv-engines
 VLLM := .venv-vllm
 
-.PHONY: run test test-long test-engines test-vllm setup lint types unit overhead fuzz soak locks clean
+.PHONY: run test test-long test-engines test-vllm setup lint types unit overhead calibrate calibrate-real fuzz soak locks clean
 
 run: setup  ## the six reference tests on the embedded target, in minutes
 	$(BIN)/kvgauge run --quick
@@ -57,6 +57,12 @@ fuzz: setup  ## a million answers no server should send
 overhead: setup  ## what kvgauge itself costs, and how true and fast its client is
 	$(BIN)/python overhead/stack.py
 	$(BIN)/python overhead/fidelity.py --quick
+
+calibrate: setup  ## how often kvgauge is wrong, counted: minutes on two quiet cores, goes on where it was cut off
+	$(BIN)/python -m calibrate.synthetic
+
+calibrate-real: setup  ## the same of 200 pairs of real runs: about 20 minutes, goes on where it was cut off
+	timeout --kill-after=60 7200 $(BIN)/python -m calibrate.real
 
 locks:  ## renew the pins (needs uv); no index address is written
 	uv pip compile -q pyproject.toml --universal --generate-hashes --no-annotate --python-version 3.11 --no-header --extra dev -o requirements/dev.lock

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvgauge import capacity
-from kvgauge.compare.gains import known_within
+from kvgauge.compare.gains import may_stop
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.gather import count_texts, hopeless, judged, late_moves, places, take_moves
 from kvgauge.judge import Measured, failed, requests_of
@@ -69,6 +69,7 @@ class Conductor:
     tls          how an https target's certificate is checked
     tokenizers   of tests that name the model's own, by the test's name
     proxies      on the way to a target's URL
+    deployment   what a target that is not started for each run is called
     watching     which /metrics to keep beside the samples; None: none
     workers      by how many load workers a cell is offered, given how many were too few for it in an earlier run
                  (0: not known); None: from this process
@@ -92,6 +93,7 @@ class Conductor:
         workers: Callable[[Cell, int], HowMany] | None = None,
         tokenizers: Mapping[str, Chosen] | None = None,
         proxies: Proxies = NO_PROXIES,
+        deployment: str | None = None,
     ) -> None:
         self._plan, self._folder, self._target_for = plan, folder, target_for
         self._watcher, self._stop = watcher, stop
@@ -102,6 +104,7 @@ class Conductor:
         self._watching, self._workers = watching, workers
         self._too_few: dict[str, int] = {}  # cell -> load workers that were its bottleneck
         self._tokenizers, self._proxies = tokenizers or {}, proxies
+        self._deployment, self._conduct = deployment, secrets.token_hex(4)
         done = done or {}
         self._seen = Seen()
         self._pilots: list[capacity.Pilot] = []
@@ -203,15 +206,19 @@ class Conductor:
         results_files.write(self._results, self._folder)
 
     def _whole_repetitions(self) -> int | None:
-        """After which repetition every primary gain was known well enough; None: not yet, or nobody asked."""
+        """After which repetition the plan may end, its gains being known; None: not yet, or nobody asked."""
         if self._plan.gain_within_pct is None or self._plan.mode == "paired":
             return None
         over = {(test, run.repetition) for test, given in self._given.items() for run in given}
         reached = max((k for k in range(1, self._plan.repetitions + 1) if self._all_over(over, k)), default=0)
         if any(repetition > reached for _, repetition in over):
             return None  # looks come between repetitions only
-        rows = [row for test in self._results.tests for row in test.gains]
-        return reached if reached and known_within(rows, self._plan.gain_within_pct) else None
+        confidence = results_files.confidence_of(self._plan)
+        values = [
+            results_files.values_of(test, found.runs, confidence=confidence)
+            for test, found in zip(self._plan.tests, self._results.tests, strict=True)
+        ]
+        return reached if reached and may_stop(values, self._plan, reached) else None
 
     def _all_over(self, over: set[tuple[str, int]], repetition: int) -> bool:
         return all((test.name, repetition) in over for test in self._plan.tests)
@@ -257,6 +264,7 @@ class Conductor:
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured, scraper: Scraper) -> None:
         endpoint = target.start(run)
         scraper.watch(endpoint.url)
+        measured.deployment = f"{run.run_id}@{self._conduct}" if endpoint.fresh else self._deployment or endpoint.url
         if not endpoint.fresh:  # an earlier run may have left these very prompts in its prefix cache
             measured.seed = secrets.randbits(SEED_BITS)
         else:

@@ -77,7 +77,11 @@ def judged(
     server = server_cells(load_metrics(folder, names=metric_names()), measured.windows, measured.exchanges)
     results = judge(msgspec.structs.replace(run, seed=measured.seed), measured, files, goodput)
     return [
-        msgspec.structs.replace(result, server=server.get(result.cell)) if result.cell is not None else result
+        msgspec.structs.replace(
+            result,
+            server=server.get(result.cell) if result.cell is not None else None,
+            deployment=measured.deployment,
+        )
         for result in results
     ]
 

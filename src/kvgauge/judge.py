@@ -43,6 +43,7 @@ class Measured(msgspec.Struct):
     repeated: dict[str, tuple[int, int]] = {}  # cell -> prompts that had been sent before, of how many
     texts: Texts | None = None  # of answers without usage
     settled: dict[str, Settled] = {}  # cell -> how its warm-up ended, where that was watched
+    deployment: str | None = None  # what it was measured on
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 

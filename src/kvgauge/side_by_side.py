@@ -162,6 +162,7 @@ class SideBySide:
         assert side.scraper is not None
         endpoint = side.target.start(side.run)
         side.scraper.watch(endpoint.url)
+        side.measured.deployment = None if endpoint.fresh else endpoint.url
         return endpoint
 
     def _prompts(self, sides: Sequence[_Side]) -> None:

@@ -18,7 +18,7 @@ from kvgauge.stats.design import (
     runs_for,
     spread_bound,
 )
-from kvgauge.stats.runs import gain
+from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, gain
 
 REPLICATES = 2_000
 
@@ -31,7 +31,7 @@ def test_a_planted_tenth_is_found_nine_times_in_ten_at_the_number_that_was_propo
         before = {k: 100 * exp(rng.gauss(0, spread / sqrt(2))) for k in range(proposed)}
         after = {k: 90 * exp(rng.gauss(0, spread / sqrt(2))) for k in range(proposed)}
         seen = gain(before, after, "lower")
-        found += seen.p_value < 0.05 and seen.estimate.point > 0
+        found += seen.p_value < LEVEL * PRIMARY_SHARE and seen.estimate.point > 0
     assert found / 400 >= 0.9 - 3 * sqrt(0.09 / 400)
 
 
@@ -40,7 +40,8 @@ def test_the_power_is_what_a_simulation_counts(n, effect, spread):
     rng, shown = random.Random(n), 0
     for _ in range(REPLICATES):
         logs = [rng.gauss(effect, spread) for _ in range(n)]
-        shown += gain(dict.fromkeys(range(n), 1.0), {k: exp(v) for k, v in enumerate(logs)}, "higher").p_value < 0.05
+        seen = gain(dict.fromkeys(range(n), 1.0), {k: exp(v) for k, v in enumerate(logs)}, "higher")
+        shown += seen.p_value < LEVEL * PRIMARY_SHARE
     assert abs(shown / REPLICATES - power_of(n, effect, spread)) < 3 * sqrt(0.25 / REPLICATES)
 
 

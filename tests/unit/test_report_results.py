@@ -59,7 +59,7 @@ def summary(results, test, cell="heavy", metric="ttft_ms_mean"):
 
 def test_the_shape_is_the_documented_one():
     data = json.loads(json_text(build(PLAN, all_runs(), {"cores": 2})))
-    assert list(data) == ["schema", "plan", "rehearsal", "machine", "tests", "published", "ended"]
+    assert list(data) == ["schema", "plan", "rehearsal", "machine", "tests", "published", "ended", "scope"]
     assert (data["schema"], data["rehearsal"], data["machine"]) == (1, True, {"cores": 2})
     test = data["tests"][1]
     assert list(test) == [
@@ -99,6 +99,7 @@ def test_the_shape_is_the_documented_one():
         "limits",
         "beside",
         "pairs",
+        "deployment",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

@@ -24,6 +24,15 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("before", nargs="?", type=Path, metavar="A", help="folder of a run, or its results.json")
     parser.add_argument("after", nargs="?", type=Path, metavar="B", help="the other one; left out: tests of A")
+    for flag, which in (("--before", "A"), ("--after", "B")):
+        parser.add_argument(
+            flag,
+            dest=f"all_{flag[2:]}",
+            nargs="+",
+            type=Path,
+            metavar="DIR",
+            help=f"{which} as several folders, each a deployment of its own: that is what is replicated then",
+        )
     parser.add_argument(
         "--tests",
         nargs=2,
@@ -60,7 +69,12 @@ def run(args: argparse.Namespace) -> int:
         if args.before is not None:
             raise UsageError("--reference stands alone: published numbers are compared with nothing of yours")
         return _reference()
-    if args.before is None:
+    if args.all_before or args.all_after:
+        if args.before is not None or not (args.all_before and args.all_after):
+            raise UsageError("--before and --after go together, and take the place of A and B")
+        if args.all:
+            raise UsageError("--all ranks the tests of one run: leave out --before and --after")
+    elif args.before is None:
         raise UsageError("name what to compare: kvgauge compare A B, or A alone with --tests or --all")
     if args.all and (args.after is not None or args.tests or args.gate):
         raise UsageError("--all ranks the tests of one run: leave out B, --tests and --gate")
@@ -70,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.compare.gates import judge, read_gate, read_key
     from kvgauge.compare.sides import compare_all
 
-    pairs = _pairs(args)
+    pairs = _joined_pair(args) if args.all_before else _pairs(args)
     primary = pairs[0][1].primary
     chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
     compared = compare_all(pairs, primary=chosen, vary=args.vary)
@@ -139,6 +153,30 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
             )
         )
     return pairs
+
+
+def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
+    """Each side from several folders. raises UsageError when they have not one test in common"""
+    from kvgauge.compare.sides import joined
+    from kvgauge.failures import UsageError
+    from kvgauge.report.against import side_of
+
+    read = [[(path, _read(path)) for path in paths] for paths in (args.all_before, args.all_after)]
+    common = [set.intersection(*({test.name for test in one.tests} for _, one in group)) for group in read]
+    if args.tests:
+        names = list(args.tests)
+    elif all(len(one) == 1 for one in common):
+        names = [next(iter(one)) for one in common]
+    else:
+        known = " and ".join(", ".join(sorted(one)) or "none" for one in common)
+        raise UsageError(f"the folders of each side have in common {known}: name one of each with --tests BEFORE AFTER")
+    same = names[0] == names[1]
+    labels = [f"{name} ({which})" if same else name for name, which in zip(names, ("before", "after"), strict=True)]
+    before, after = (
+        joined([side_of(one, str(path.resolve()), name, label=label) for path, one in group])
+        for group, name, label in zip(read, names, labels, strict=True)
+    )
+    return [(before, after)]
 
 
 def _folders(args: argparse.Namespace) -> tuple[str, str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kvgauge.plan.records import Cell, Plan, Run, Test
+    from kvgauge.report.results import Results
 
 EXIT_UNDECIDED = 4
 PIPED_COLUMNS = 180  # where no terminal says how wide it is
@@ -24,10 +25,21 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--test", action="append", default=[], metavar="NAME", help="only this test; may be repeated")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--pilot", type=Path, metavar="FOLDER", help="a finished run of 5 repetitions or more: how many would be enough"
+        "--pilot",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="a finished run of 5 repetitions or more: how many would be enough (repeatable: one for each deployment)",
     )
     parser.add_argument("--gain", metavar="PCT", help="with --pilot: the gain that would matter (5%%)")
     parser.add_argument("--budget", type=int, metavar="N", help="with --pilot: what N repetitions would show")
+    parser.add_argument(
+        "--deploy-minutes",
+        type=float,
+        metavar="M",
+        help="with --pilot: what one more deployment takes, if it has those",
+    )
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="with --pilot: of a deployment, for GPU-hours")
     parser.set_defaults(run=run)
 
 
@@ -36,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.plan import load_plan
 
     plan = load_plan(args.plan, args.quick, args.test)
-    if args.pilot is not None or args.gain is not None or args.budget is not None:
+    if any(one is not None for one in (args.pilot, args.gain, args.budget, args.deploy_minutes)) or args.gpus:
         return _propose(args, plan)
     if args.json:
         print(as_json(plan))
@@ -54,11 +66,13 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
     from kvgauge.plan.expand import estimate_s
     from kvgauge.report import results
     from kvgauge.report.against import primary_of
-    from kvgauge.report.pilot import propose, render
+    from kvgauge.report.pilot import has_deployments, propose, render
     from kvgauge.report.text import page
 
     if args.pilot is None:
-        raise UsageError("--gain and --budget are about a pilot: name its folder with --pilot")
+        raise UsageError(
+            "--gain, --budget, --deploy-minutes and --gpus are about a pilot: name its folder with --pilot"
+        )
     if args.budget is not None and not 2 <= args.budget <= 1000:
         raise UsageError(f"--budget {args.budget}: expected 2 to 1000 repetitions")
     try:
@@ -67,8 +81,16 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
         gain_pct = 0.0
     if not 0 < gain_pct < 100:
         raise UsageError(f"--gain {args.gain}: expected a percentage above 0 and below 100, as in 5%")
-    pilot = results.read(args.pilot)
-    proposed = propose(pilot, str(args.pilot), gain_pct, budget=args.budget)
+    pilots = [(results.read(path), str(path)) for path in args.pilot]
+    if has_deployments(pilots):
+        return _propose_deployments(args, pilots, gain_pct, estimate_s(plan) / plan.repetitions / len(plan.tests))
+    if len(pilots) > 1:
+        raise UsageError("no runs of these folders share a deployment: a pilot is one folder then")
+    if args.deploy_minutes is not None or args.gpus:
+        raise UsageError(f"{args.pilot[0]}: each run was deployed by itself, so that a repetition is a deployment; "
+                         "leave --deploy-minutes and --gpus away")  # fmt: skip
+    pilot = pilots[0][0]
+    proposed = propose(pilot, pilots[0][1], gain_pct, budget=args.budget)
     if args.json:
         import msgspec
 
@@ -78,6 +100,35 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
         for part in render(proposed, primary_of(pilot), gain_pct, estimate_s(plan) / plan.repetitions):
             console.print(part)
     return 0 if all(one.design is not None for one in proposed) else EXIT_UNDECIDED
+
+
+def _propose_deployments(
+    args: argparse.Namespace, pilots: "list[tuple[Results, str]]", gain_pct: float, run_s: float
+) -> int:
+    """How many deployments, and runs on each. Exit code 4 when the pilot cannot say."""
+    from kvgauge.failures import UsageError
+    from kvgauge.report.against import primary_of
+    from kvgauge.report.pilot import Cost, propose_deployments, render_deployments
+    from kvgauge.report.text import page
+
+    if args.deploy_minutes is None or not 0 < args.deploy_minutes <= 10_000 or args.gpus < 0:
+        raise UsageError(
+            "runs of this pilot share deployments: say what one more takes with --deploy-minutes M (above 0), "
+            "and with --gpus N how many GPUs it holds"
+        )
+    if args.budget is not None:
+        raise UsageError("--budget counts repetitions; with deployments, set --deploy-minutes and read the hours")
+    cost = Cost(deploy_s=60 * args.deploy_minutes, run_s=run_s, gpus=args.gpus)
+    found = propose_deployments(pilots, gain_pct, cost)
+    if args.json:
+        import msgspec
+
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        console = page()
+        for part in render_deployments(found, primary_of(pilots[0][0]), gain_pct, cost):
+            console.print(part)
+    return 0 if all(one.levels is not None for one in found) else EXIT_UNDECIDED
 
 
 def as_json(plan: "Plan") -> str:

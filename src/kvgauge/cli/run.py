@@ -41,6 +41,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="measure the deployment there instead: one test, nothing restarted; a paired plan takes two",
     )
     parser.add_argument("--model", metavar="NAME", help="with --url: what the server calls the model")
+    parser.add_argument(
+        "--deployment", metavar="NAME", help="with --url: what this deployment is called, to tell it from others there"
+    )
     watching.add_flags(parser)
     workers.add_flags(parser)
     header_flags.add_flags(parser)
@@ -79,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     proving.asked(args)
     if args.prove and plan.mode == "paired":
         raise UsageError("--prove is of one deployment: of a paired plan prove each by itself, `kvgauge prove URL`")
+    if args.deployment is not None and args.url is None:
+        raise UsageError("--deployment names what is there at --url; the embedded target is deployed anew for each run")
     if args.dry_run:
         from rich.console import Console
 
@@ -163,6 +168,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
         "headers from the environment": ", ".join(args.header_env) or None,
         "key from": args.api_key_env,
         "certificates": header_flags.tls_text(args),
+        "deployment": args.deployment,
         "load workers": None if wanted == 1 else str(wanted),
         "proxy": proxy.shown if args.url is not None and (proxy := proxies.of(args.url)) is not None else None,
     }
@@ -197,6 +203,7 @@ def conduct_plan(plan: "Plan", args: argparse.Namespace, saved: "Saved | None") 
             workers=workers_for,
             tokenizers=tokenizers,
             proxies=proxies,
+            deployment=args.deployment,
         )
         try:
             results = conductor.conduct()

@@ -16,9 +16,12 @@ from kvgauge.stats.paired import UNIT as PAIRS
 from kvgauge.stats.paired import LogRatio, pairs_needed
 from kvgauge.stats.runs import (
     CONFIDENCE,
+    LEVEL,
+    PRIMARY_SHARE,
     RUNS_MAX,
     RUNS_MIN,
     SHOWN_PCT,
+    STOPPING_EXTRA,
     Better,
     Gain,
     gain,
@@ -33,7 +36,6 @@ Verdict = Literal["better", "worse", "equivalent", "no difference shown", "canno
 Key = tuple[str | None, str]  # cell (None: the whole run) and metric
 
 MARGIN_PCT = 3.0  # a gain that lies within +- this with its whole interval is no gain
-LEVEL = 0.05
 RUNS = "runs"
 
 # fields of a test that must agree before its numbers may be set against another's
@@ -62,6 +64,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     beside      the test that stood beside it under one load; None: it had its target's machine to itself
     pairs       (cell, metric) -> repetition -> how this test differs from the one beside it, pair by pair of requests;
                 one of the two has it
+    deployments  repetition -> the deployment it was measured on, of valid runs that name one
+    unit        what a repetition stands for
     """
 
     __test__ = False  # pytest: not a test class
@@ -75,6 +79,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     counted_by: Mapping[Key, str] = {}
     beside: str | None = None
     pairs: Mapping[Key, Mapping[int, LogRatio]] = {}
+    deployments: Mapping[int, str] = {}
+    unit: Literal["run", "deployment"] = "run"
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,45 +129,75 @@ def _said(value: object) -> str:
 def gains(tests: Sequence[TestValues], plan: Plan, *, vary: Sequence[str] = ()) -> list[GainRow]:
     """Every test against each of its baselines, in the plan's order; within a pair the primary metric first."""
     by_name = {values.test.name: values for values in tests}
-    rows: list[GainRow] = []
-    primaries: dict[int, tuple[TestValues, TestValues]] = {}  # place in rows -> before, after
+    key: Key = (plan.primary.cell, plan.primary.metric)
+    found: list[tuple[TestValues, TestValues] | GainRow] = []
     for after in tests:
         for name in after.test.baseline:
             before = by_name.get(name)
             if before is None:
-                reason = f"{name!r} has no results here"
-                rows.append(_no_gain(after, name, (plan.primary.cell, plan.primary.metric), "cannot tell", reason))
+                found.append(_no_gain(after, name, key, "cannot tell", f"{name!r} has no results here"))
                 continue
             field = comparable(before.test, after.test, vary)
             if field is not None:
                 there, here = (_said(getattr(values.test, field)) for values in (before, after))
                 reason = f"not comparable: {field} is {there} there and {here} here"
-                rows.append(_no_gain(after, name, (plan.primary.cell, plan.primary.metric), "cannot tell", reason))
+                found.append(_no_gain(after, name, key, "cannot tell", reason))
                 continue
-            primaries[len(rows)] = (before, after)
-            rows += pair(before, after, (plan.primary.cell, plan.primary.metric))
-    return _primaries_together(rows, primaries, plan)
-
-
-def _primaries_together(
-    rows: list[GainRow], primaries: Mapping[int, tuple[TestValues, TestValues]], plan: Plan
-) -> list[GainRow]:
-    """The primary metric is asked once for each pair of tests: those answers share a correction too (Holm)."""
-    key: Key = (plan.primary.cell, plan.primary.metric)
-    judged = [place for place in primaries if rows[place].p_value is not None]
-    adjusted = holm([rows[place].p_value or 0.0 for place in judged])
-    for place, p_value in zip(judged, adjusted, strict=True):
-        before, after = primaries[place]
-        family = Family(len(judged), "primary")
-        rows[place] = row_of(before, after, key, gain_of(before, after, key, paired=True), p_value, family)
+            found.append((before, after))
+    asked = iter(ask([(*one, True) for one in found if isinstance(one, tuple)], key))
+    rows: list[GainRow] = []
+    for one in found:
+        rows += [one] if isinstance(one, GainRow) else pair(*one, key, asked=next(asked))
     return rows
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """The primary metric's p-value, Holm-adjusted over so many pairs of tests; None: it gives no verdict here."""
+
+    p_value: float | None
+    pairs: int = 1
+
+
+def ask(pairs: Sequence[tuple[TestValues, TestValues, bool]], key: Key) -> list[Asked]:
+    """The primary metric is asked once for each pair of tests: those answers share a correction (Holm).
+
+    pairs  before, after, and whether their repetitions are pairs
+    """
+    found = [_primary_p(*one, key) for one in pairs]
+    judged = [p_value for p_value in found if p_value is not None]
+    adjusted = iter(holm(judged))
+    return [Asked(None if p_value is None else next(adjusted), len(judged)) for p_value in found]
+
+
+def _primary_p(before: TestValues, after: TestValues, paired: bool, key: Key) -> float | None:
+    if direction(key[1]) is None:
+        return None
+    gained = gain_of(before, after, key, paired=paired)
+    return None if _no_verdict(before, after, key, gained) is not None else gained.p_value
+
+
 class Family(msgspec.Struct, frozen=True):
-    """How many answers share a correction, and which kind they are."""
+    """Which answers share a correction.
+
+    size    primary: pairs of tests; secondary: metrics
+    others  primary: how many secondary metrics have the rest of its level
+    gated   secondary: the primary metric shows nothing, so that they share what is left beside it
+    """
 
     size: int
     kind: Literal["primary", "secondary"]
+    others: int = 0
+    gated: bool = False
+
+    def lost(self) -> str:
+        """Why a p-value below the level does not count."""
+        if self.kind == "primary" and self.size == 1:
+            mine = f"{100 * LEVEL * PRIMARY_SHARE:g} % of the {100 * LEVEL:g} %"
+            return f"alone it would count; beside {self.others} others, with {mine} for it, it does not"
+        if self.kind == "primary":
+            return f"alone it would count; among {self.size} pairs of tests it does not (Holm)"
+        left = f", with {100 * LEVEL * (1 - PRIMARY_SHARE):g} % for all while the primary one shows nothing,"
+        return f"alone it would count; among {self.size} secondary metrics{left * self.gated} it does not (Holm)"
 
 
 def _no_gain(after: TestValues, baseline: str, primary: Key, verdict: Verdict, reason: str) -> GainRow:
@@ -177,19 +213,40 @@ def _no_gain(after: TestValues, baseline: str, primary: Key, verdict: Verdict, r
     )
 
 
-def pair(before: TestValues, after: TestValues, primary: Key, *, paired: bool = True) -> list[GainRow]:
-    """One test against one other: the primary metric stands alone, the others are corrected for being many.
+def pair(
+    before: TestValues, after: TestValues, primary: Key, *, paired: bool = True, asked: Asked | None = None
+) -> list[GainRow]:
+    """One test against one other: of equal tests any metric is named better or worse 5 times in 100 at most.
 
     paired  whether repetition k of one ran beside repetition k of the other
+    asked   the primary metric's answer among several pairs of tests; None: this is the only one
+
+    The primary metric has PRIMARY_SHARE of the level, the others (Holm) what is left of it; once the primary metric
+    shows a gain its share is the others' too. B. L. Wiens, A fixed sequence Bonferroni procedure for testing multiple
+    endpoints, Pharmaceutical Statistics 2 (2003) 211-215.
     """
     keys = [key for key in after.values if key in before.values and direction(key[1]) is not None and key != primary]
     found = {key: gain_of(before, after, key, paired=paired) for key in keys}
     judged = [key for key in keys if _no_verdict(before, after, key, found[key]) is None]
-    adjusted = dict(zip(judged, holm([_p_value(found[key]) for key in judged]), strict=True))
-    rows = [_primary_row(before, after, primary, paired=paired)]
-    family = Family(len(judged), "secondary")
-    rows += [row_of(before, after, key, found[key], adjusted.get(key), family) for key in keys]
-    return rows
+    asked = asked or ask([(before, after, paired)], primary)[0]
+    p_value = _shared(asked.p_value, PRIMARY_SHARE if judged else 1.0)
+    of_primary = Family(asked.pairs, "primary", others=len(judged))
+    gated = asked.p_value is not None and not _shown(p_value)
+    share = 1 - PRIMARY_SHARE if gated else 1.0
+    holms = holm([_p_value(found[key]) for key in judged])
+    adjusted = {key: _shared(one, share) for key, one in zip(judged, holms, strict=True)}
+    rows = [_primary_row(before, after, primary, (p_value, of_primary), paired=paired)]
+    family = Family(len(judged), "secondary", gated=gated)
+    return rows + [row_of(before, after, key, found[key], adjusted.get(key), family) for key in keys]
+
+
+def _shared(p_value: float | None, share: float) -> float | None:
+    """A p-value that has only this share of the level, made comparable with the whole of it."""
+    return None if p_value is None else min(1.0, p_value / share)
+
+
+def _shown(p_value: float | None) -> bool:
+    return p_value is not None and p_value < LEVEL
 
 
 def _p_value(gained: Gain) -> float:
@@ -228,6 +285,22 @@ def ratios_between(before: TestValues, after: TestValues, key: Key) -> dict[int,
     return {}
 
 
+def may_stop(tests: Sequence[TestValues], plan: Plan, reached: int) -> bool:
+    """Whether a plan with `gain_within` ends after repetition `reached`: its gains were known well enough
+    STOPPING_EXTRA repetitions before. Those more are what luck does not choose.
+    """
+    if plan.gain_within_pct is None:
+        return False
+    key: Key = (plan.primary.cell, plan.primary.metric)
+    seen = [
+        msgspec.structs.replace(
+            one, values={key: {k: v for k, v in one.values.get(key, {}).items() if k <= reached - STOPPING_EXTRA}}
+        )
+        for one in tests
+    ]
+    return known_within(gains(seen, plan), plan.gain_within_pct)
+
+
 def known_within(rows: Sequence[GainRow], half_width_pct: float) -> bool:
     """Whether every primary gain that has an interval is known within so many percentage points; False without any."""
     widths = [
@@ -239,7 +312,9 @@ def known_within(rows: Sequence[GainRow], half_width_pct: float) -> bool:
     return bool(widths) and min(counts) >= RUNS_MIN and max(widths) <= half_width_pct
 
 
-def _primary_row(before: TestValues, after: TestValues, key: Key, *, paired: bool) -> GainRow:
+def _primary_row(
+    before: TestValues, after: TestValues, key: Key, judged: tuple[float | None, Family], *, paired: bool
+) -> GainRow:
     if direction(key[1]) is None:
         return _no_gain(after, before.test.name, key, "cannot tell", f"{key[1]} has no better and worse")
     gained = gain_of(before, after, key, paired=paired)
@@ -248,7 +323,7 @@ def _primary_row(before: TestValues, after: TestValues, key: Key, *, paired: boo
         without = "no repetition has this value on both sides" if paired else "one side has no run with this value"
         why = _dropped(before, after, key[0]) or without
         return _no_gain(after, before.test.name, key, verdict, why)
-    return row_of(before, after, key, gained, gained.p_value, Family(1, "primary"))
+    return row_of(before, after, key, gained, *judged)
 
 
 def _none_can_count(before: TestValues, after: TestValues, cell: str | None) -> bool:
@@ -274,9 +349,14 @@ def _no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -
         return gained.pairs.reason if gained.pairs.error is None else None
     if n >= RUNS_MIN:
         return None
-    pairs = f"{n} pair{'' if n == 1 else 's'} of runs" if gained.paired else f"{n} run{'' if n == 1 else 's'} on a side"
+    unit = before.unit
+    pairs = (
+        f"{n} pair{'' if n == 1 else 's'} of {unit}s"
+        if gained.paired
+        else f"{n} {unit}{'' if n == 1 else 's'} on a side"
+    )
     advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
-    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} runs{advice}"
+    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} {unit}s{advice}"
 
 
 def _advised(gained: Gain) -> str:
@@ -310,8 +390,7 @@ def row_of(
 
 def _why_not_shown(gained: Gain, family: Family) -> str:
     if _p_value(gained) < LEVEL:
-        others = "secondary metrics" if family.kind == "secondary" else "pairs of tests"
-        return f"alone it would count; among {family.size} {others} it does not (Holm)"
+        return family.lost()
     if gained.pairs is not None:
         needed = pairs_needed(gained.pairs)
         what = f"a gain of this size, or {PAIRS_SHOWN_PCT:g} % if that is more"

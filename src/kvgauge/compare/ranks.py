@@ -5,9 +5,9 @@ from itertools import combinations
 
 import msgspec
 
-from kvgauge.compare.gains import LEVEL, Key, TestValues, comparable, direction, gain_of
+from kvgauge.compare.gains import Key, TestValues, comparable, direction, gain_of
 from kvgauge.stats.estimate import Estimate
-from kvgauge.stats.runs import RUNS_MIN, holm, over_runs
+from kvgauge.stats.runs import LEVEL, RUNS_MIN, holm, over_runs
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):

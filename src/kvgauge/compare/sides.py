@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from kvgauge.compare.gains import MUST_AGREE, Family, GainRow, Key, TestValues, gain_of, pair, row_of
+from kvgauge.compare import deployments
+from kvgauge.compare.gains import MUST_AGREE, Asked, GainRow, Key, TestValues, ask, pair
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
-from kvgauge.stats.runs import change, holm, over_runs
+from kvgauge.stats.runs import change, over_runs
 
 # of the machine, and of what a cluster adds to it: two places differ in more than what was switched
 PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
@@ -81,7 +82,13 @@ class Arose(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What `after` is beside `before`. differences: the ones that were allowed; remarks: what a reader must know."""
+    """What `after` is beside `before`.
+
+    unit         what is replicated: n counts these
+    scope        whom its verdicts are about, where deployments were not repeated; None: no such limit
+    differences  the ones that were allowed
+    remarks      what a reader must know
+    """
 
     before: str
     after: str
@@ -91,13 +98,23 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...]
     rows: tuple[Row, ...]
     arose: tuple[Arose, ...]
+    unit: str = "run"
+    scope: str | None = None
 
 
-def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Collection[str] = ()) -> Comparison:
+def compare(
+    before: Side,
+    after: Side,
+    *,
+    primary: Key | None = None,
+    vary: Collection[str] = (),
+    asked: Asked | None = None,
+) -> Comparison:
     """Everything that can be said of two sides.
 
     primary  the metric that decides; None: the one both plans declared
     vary     fields whose difference is the experiment
+    asked    the primary metric's answer where several pairs of sides are asked; None: this is the only one
 
     raises  UsageError when they may not be compared, naming every field that differs
     """
@@ -116,12 +133,19 @@ def compare(before: Side, after: Side, *, primary: Key | None = None, vary: Coll
     apart = {one.cell for one in found if one.cell is not None and one.field not in vary}
     paired = before.source == after.source
     kept_before, kept_after = (_without(side.values, apart) for side in (before, after))
-    rows = pair(kept_before, kept_after, key, paired=paired)
+    if deployments.replicated(kept_before, kept_after):
+        paired = False
+        kept_before, kept_after = map(deployments.by_deployment, (kept_before, kept_after))
+    rows = pair(kept_before, kept_after, key, paired=paired, asked=asked)
+    replicated = kept_before.unit == "deployment"
+    named = [(side.label, side.values) for side in (before, after)]
     return Comparison(
         before=before.label,
         after=after.label,
         paired=paired,
         primary=key,
+        unit=kept_before.unit,
+        scope=None if replicated else deployments.scope(named),
         differences=tuple(found),
         remarks=tuple(_remarks(before, after, found, apart, vary, paired=paired, chosen=primary is not None)),
         rows=tuple(_with_both(kept_before, kept_after, row) for row in rows),
@@ -140,26 +164,59 @@ def _refuse_halves(before: Side, after: Side) -> None:
             )
 
 
+def joined(sides: Sequence[Side]) -> Side:
+    """Several folders of one test as one side; runs that name no deployment are of their folder's own.
+
+    raises  UsageError when they do not measure the same, naming the first field
+    """
+    first = sides[0]
+    offset, places, named = 0, dict[tuple[int, int], int](), dict[int, str]()
+    for number, side in enumerate(sides):
+        apart = [one for one in differences(first, side) if one.field not in NOTED]
+        if apart or side.primary != first.primary:
+            what = apart[0].words if apart else "the primary metric differs"
+            raise UsageError(f"{first.source} and {side.source} are not one side: {what}")
+        known = {k for of in side.values.values.values() for k in of} | {k for _, k in side.values.left_out}
+        for k in sorted(known):
+            places[number, k] = offset + k
+            named[offset + k] = side.values.deployments.get(k, side.source)
+        offset += max(known, default=0)
+    values: dict[Key, dict[int, float]] = {}
+    left_out: dict[tuple[str | None, int], str] = {}
+    for number, side in enumerate(sides):
+        for key, of in side.values.values.items():
+            values.setdefault(key, {}).update({places[number, k]: value for k, value in of.items()})
+        left_out |= {(cell, places[number, k]): why for (cell, k), why in side.values.left_out.items()}
+    out = {k for _, k in left_out}
+    merged = msgspec.structs.replace(
+        first.values,
+        values=values,
+        left_out=left_out,
+        no_verdict={key: why for side in sides for key, why in side.values.no_verdict.items()},
+        confidence=max(side.values.confidence for side in sides),
+        deployments={k: name for k, name in named.items() if k not in out},
+    )
+    return msgspec.structs.replace(first, source="; ".join(side.source for side in sides), values=merged)
+
+
 def compare_all(
     pairs: Sequence[tuple[Side, Side]], *, primary: Key | None = None, vary: Collection[str] = ()
 ) -> list[Comparison]:
     """Every pair of sides. Asked of several, the primary metric's p-values are Holm-adjusted together."""
-    compared = [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
-    if len(compared) < 2:
-        return compared
-    judged = [place for place, one in enumerate(compared) if _primary_p(one) is not None]
-    for place, p_value in zip(judged, holm([_primary_p(compared[at]) or 0.0 for at in judged]), strict=True):
-        one, (before, after) = compared[place], pairs[place]
-        gained = gain_of(before.values, after.values, one.primary, paired=one.paired)
-        family = Family(len(judged), "primary")
-        row = row_of(before.values, after.values, one.primary, gained, p_value, family)
-        rows = tuple(msgspec.structs.replace(r, row=row) if r.row.primary else r for r in one.rows)
-        compared[place] = msgspec.structs.replace(one, rows=rows)
-    return compared
+    keys = {_primary(before, after, primary) for before, after in pairs}
+    if len(pairs) < 2 or len(keys) > 1:
+        return [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
+    asked = ask([_asked_of(before, after) for before, after in pairs], keys.pop())
+    return [
+        compare(before, after, primary=primary, vary=vary, asked=one)
+        for (before, after), one in zip(pairs, asked, strict=True)
+    ]
 
 
-def _primary_p(comparison: Comparison) -> float | None:
-    return next((row.row.p_value for row in comparison.rows if row.row.primary), None)
+def _asked_of(before: Side, after: Side) -> tuple[TestValues, TestValues, bool]:
+    if deployments.replicated(before.values, after.values):
+        return deployments.by_deployment(before.values), deployments.by_deployment(after.values), False
+    return before.values, after.values, before.source == after.source
 
 
 def differences(before: Side, after: Side) -> list[Difference]:
@@ -271,6 +328,8 @@ def _remarks(
         for side in (before, after)
         if side.values.test.planted is not None
     ]
+    if deployments.replicated(before.values, after.values):
+        said.append(deployments.unit_remark(before.values, after.values))
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:

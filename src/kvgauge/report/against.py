@@ -89,7 +89,7 @@ def render(comparison: Comparison, *, everything: bool = False) -> "Iterator[Ren
 
     yield Rule(Text(plain(f"{comparison.after} beside {comparison.before}"), style="bold"), characters="━")
     yield Text(plain("; ".join(one.words for one in comparison.differences if one.cell is None) or "nothing differs"))
-    for remark in comparison.remarks:
+    for remark in ((f"a verdict about {comparison.scope}",) if comparison.scope else ()) + comparison.remarks:
         yield Text(plain(remark), style="yellow")
     yield Text("")
     notes = Footnotes()

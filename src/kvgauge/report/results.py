@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from kvgauge.compare.deployments import scope
 from kvgauge.compare.gains import GainRow, TestValues, gains
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import ColdStart, Plan, Planted, Run, Test
@@ -49,6 +50,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     limits   run-level entries of imported results: what the other tool's files lack
     beside   the test that stood beside this one under one load (mode paired)
     pairs    cells of the test that is compared: metric -> log(this / beside) over the pairs of requests
+    deployment  what it was measured on; runs of one name shared it. None: not known
     """
 
     run_id: str
@@ -68,6 +70,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[str, ...] = ()
     beside: str | None = None
     pairs: dict[str, LogRatio] = {}
+    deployment: str | None = None
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +134,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     machine    where it ran: what the caller knows of it
     published  None, or where numbers that were not measured here come from
     ended      None, or why the plan stopped before its last repetition
+    scope      None, or whom its verdicts are about: deployments that several runs shared
     """
 
     schema: int
@@ -140,6 +144,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     tests: tuple[TestResult, ...]
     published: str | None = None
     ended: str | None = None
+    scope: str | None = None
 
 
 def build(
@@ -159,7 +164,8 @@ def build(
     last = enough_after or plan.repetitions
     runs = {test.name: _with_pending(plan, test, run_results.get(test.name, ()), planned, last) for test in plan.tests}
     confidence = confidence_of(plan)
-    rows = gains([values_of(test, runs[test.name], confidence=confidence) for test in plan.tests], plan)
+    values = [values_of(test, runs[test.name], confidence=confidence) for test in plan.tests]
+    rows = gains(values, plan)
     ended = None
     if enough_after is not None and enough_after < plan.repetitions:
         ended = (
@@ -171,6 +177,7 @@ def build(
         rehearsal=plan.rehearsal,
         machine=dict(machine),
         ended=ended,
+        scope=scope([(one.test.name, one) for one in values]),
         tests=tuple(
             TestResult(
                 name=test.name,
@@ -251,12 +258,15 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     units: dict[tuple[str | None, str], str] = {}
     counted_by: dict[tuple[str | None, str], str] = {}
     pairs: dict[tuple[str | None, str], dict[int, LogRatio]] = {}
+    deployments: dict[int, str] = {}
     for run in runs:
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
             continue
         for metric, ratio in run.pairs.items():
             pairs.setdefault((run.cell, metric), {})[run.repetition] = ratio
+        if run.deployment is not None:
+            deployments[run.repetition] = run.deployment
         for metric, estimate in run.metrics.items():
             if estimate.point is None:
                 continue
@@ -276,6 +286,7 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
         counted_by=counted_by,
         beside=next((run.beside for run in runs if run.beside), None),
         pairs=pairs,
+        deployments=deployments,
     )
 
 

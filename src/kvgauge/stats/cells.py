@@ -288,7 +288,7 @@ def phase_means(good: Sequence[Exchange]) -> dict[str, Estimate]:
         times = [_phase_ms(exchange, first, last) for exchange in known]
         reason = f"the target does not report this phase ({first} to {last})" if known else why
         found[f"phase_{name}_ms_mean"] = _mean_ms(times, reason)
-    found["phases_of_ttft_pct"] = _phases_of_ttft(good, why if not known else "no request has all its phases")
+    found["phases_of_ttft_pct"] = _phases_of_ttft(known, why if not known else "no request has all its phases")
     return found
 
 
@@ -306,10 +306,10 @@ def _phase_ms(exchange: Exchange, first: str, last: str) -> float | None:
     return None if start is None or end is None else (end - start) / NS_PER_MS
 
 
-def _phases_of_ttft(good: Sequence[Exchange], why_none: str) -> Estimate:
+def _phases_of_ttft(known: Sequence[Exchange], why_none: str) -> Estimate:
     """The phases follow one another without a gap; what they leave out is the way to the server and back."""
     sums, ttfts = [], []
-    for exchange in good:
+    for exchange in known:
         ttft_ns = exchange.ttft_ns
         times = [_phase_ms(exchange, first, last) for first, last in PHASES.values()]
         whole = [time for time in times if time is not None]

@@ -12,7 +12,7 @@ import msgspec
 
 from kvgauge.failures import TooFewSamples
 from kvgauge.stats.means import mean_and_spread, t_quantile
-from kvgauge.stats.runs import RUNS_MIN, Better
+from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, RUNS_MIN, Better
 
 PILOT_MIN = 5
 POWER = 0.9  # how often the runs that are proposed show the gain that was asked for
@@ -82,8 +82,8 @@ def spread_bound(spread: float, n: int, confidence: float = SPREAD_CONFIDENCE) -
     return spread * sqrt((n - 1) / chi_square)
 
 
-def power_of(n: int, effect: float, spread: float, level: float = 0.05) -> float:
-    """How often n pairs show a log ratio of this size at a two-sided level.
+def power_of(n: int, effect: float, spread: float, level: float = LEVEL * PRIMARY_SHARE) -> float:
+    """How often n pairs show a log ratio of this size at a two-sided level: the primary metric's.
 
     The noncentral t's tails, as a mean over what the spread of n pairs may turn out to be (to 0.001).
     """

@@ -14,9 +14,13 @@ Better = Literal["lower", "higher"]
 
 RUNS_MIN = 5  # fewer pairs give no verdict
 CONFIDENCE = 0.95
+LEVEL = 0.05  # how often a comparison of equal tests may name any metric better or worse
+PRIMARY_SHARE = 0.8  # of that, the primary metric's; what is left is the others' until the primary one shows a gain
 # A plan that stops as soon as its gains are known well enough stops more often when luck made them look so. With
-# intervals at 97.5 % those of such a plan hold the truth 95 times in 100 (tests/statistics/test_stopping.py).
-STOPPING_CONFIDENCE = 0.975
+# intervals at 96 % and two repetitions more than the rule asked for, those of such a plan hold the truth 93.5 to 96.5
+# times in 100 (tests/statistics/test_stopping.py; docs/calibration.md).
+STOPPING_CONFIDENCE = 0.96
+STOPPING_EXTRA = 2
 RUNS_MAX = 100  # nobody is told to run more than this: the effect is too small for the spread
 SHOWN_PCT = 5.0  # when the point is smaller than this, runs_needed aims for this gain instead
 POWER = 0.8  # how often the advised number of runs would show the effect
@@ -185,14 +189,16 @@ def runs_needed(gained: Gain) -> int:
     returns  RUNS_MIN..RUNS_MAX; RUNS_MIN too when there are fewer than two pairs, since no spread is known;
              RUNS_MAX stands for "this many or more"
 
-    Smallest n with (t(0.975, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect.
+    Smallest n with (t(0.98, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect: at the primary metric's share of the level.
     """
     if gained.log_mean is None or gained.log_spread is None:
         return RUNS_MIN
     least = abs(log(1 + SHOWN_PCT / 100 if gained.better == "higher" else 1 - SHOWN_PCT / 100))
     effect = max(abs(gained.log_mean), least)
     for n in range(RUNS_MIN, RUNS_MAX):
-        if (t_quantile(0.975, n - 1) + t_quantile(POWER, n - 1)) * gained.log_spread / sqrt(n) <= effect:
+        if (t_quantile(1 - LEVEL * PRIMARY_SHARE / 2, n - 1) + t_quantile(POWER, n - 1)) * gained.log_spread / sqrt(
+            n
+        ) <= effect:
             return n
     return RUNS_MAX
 
