@@ -60,6 +60,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_flags(parser)
     parser.add_argument("--out", "--output-artifact-dir", "--result-dir", type=Path, metavar="DIR",
                         help="a new folder (default: below kvgauge-runs/)")  # fmt: skip
+    parser.add_argument(
+        "--deployment", metavar="NAME", help="what this deployment is called, to tell it from others there"
+    )
     watching.add_flags(parser)
     workers.add_flags(parser)
     proving.add_flags(parser)
