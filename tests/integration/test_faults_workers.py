@@ -93,10 +93,10 @@ def conduct_one(tmp_path):
 # Whose peers post to it once more after its end runs over UCX here: over LIBFABRIC such a post may never return, and
 # the poster is found out only after its silence, perhaps in the next cell (test_faults_peer.py has that).
 KILLED = [
-    ("prefill-0", "before", {}),
+    pytest.param("prefill-0", "before", {}, marks=pytest.mark.long),
     ("prefill-0", "during", {}),
     pytest.param("prefill-0", "after", {}, marks=pytest.mark.long),
-    ("decode-0", "before", {"operation": "WRITE"}),
+    pytest.param("decode-0", "before", {"operation": "WRITE"}, marks=pytest.mark.long),
     pytest.param("decode-0", "during", {}, marks=pytest.mark.long),
     ("decode-0", "during", {"operation": "WRITE"}),
     ("decode-0", "after", {"backend": "LIBFABRIC"}),
@@ -128,7 +128,11 @@ def test_when_a_whole_side_is_killed_its_cell_ends_and_the_next_one_is_measured(
 
 
 @pytest.mark.parametrize(
-    ("name", "when", "options"), [("prefill-0", "during", {}), ("decode-0", "after", {"backend": "LIBFABRIC"})]
+    ("name", "when", "options"),
+    [
+        ("prefill-0", "during", {}),
+        pytest.param("decode-0", "after", {"backend": "LIBFABRIC"}, marks=pytest.mark.long),
+    ],
 )
 def test_a_stopped_worker_is_found_out_ended_and_replaced(conduct_one, name, when, options):
     runs, exchanges = conduct_one(Injury(name, signal.SIGSTOP, when), prefill_workers=2, decode_workers=2, **options)
