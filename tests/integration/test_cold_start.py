@@ -88,6 +88,7 @@ def test_each_batch_size_is_paid_once_and_those_above_the_largest_never(embedded
     assert 1 in again
 
 
+@pytest.mark.long
 def test_a_worker_that_is_started_again_pays_again_and_answers_while_it_does(embedded):
     target, endpoint = embedded(make_test(cold_start=COLD), ONE)
     with Driver(endpoint.url, endpoint.model, host="h", request_timeout_s=30) as driver:
