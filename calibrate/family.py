@@ -13,7 +13,8 @@ from calibrate.noise import CELLS, plan_of, run_levels, run_of
 from calibrate.rates import Rate, rate
 from kvgauge.compare.sides import Comparison, Side, compare
 from kvgauge.plan.expand import expand
-from kvgauge.report.results import RunResult, values_of
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import values_of
 
 Design = tuple[str, int]  # "paired" or "two folders", runs a side
 DESIGNS: tuple[Design, ...] = (("paired", 3), ("paired", 5), ("paired", 10), ("two folders", 5), ("two folders", 10))

@@ -7,8 +7,8 @@ import numpy as np
 
 from calibrate.noise import CELLS, PRIMARY, plan_of
 from calibrate.rates import Rate, rate
-from kvgauge.compare.gains import TestValues
 from kvgauge.compare.sides import Side, compare, joined
+from kvgauge.compare.values import TestValues
 from kvgauge.plan.records import Test
 
 DEPLOY_SPREAD, RUN_SPREAD = 0.05, 0.03

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvgauge.plan.records import Cell, Plan, Primary, Test
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.samples.records import Exchange
 from kvgauge.stats.cells import cell_metrics
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from calibrate.noise import CELLS, PRIMARY, plan_of
 from calibrate.rates import Rate, rate
-from kvgauge.compare.gains import TestValues, gains, may_stop
+from kvgauge.compare.gains import gains
+from kvgauge.compare.stopping import may_stop
+from kvgauge.compare.values import TestValues
 from kvgauge.plan.records import Plan
 from kvgauge.stats.runs import RUNS_MIN, STOPPING_CONFIDENCE, percent
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from kvgauge.compare.gains import comparable
+from kvgauge.compare.values import comparable
 from kvgauge.plan.expand import pilot_cells
 from kvgauge.plan.records import Cell, Plan, Run, Test
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 
 METRIC = "request_throughput_req_s"
 FILE = "rates.json"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvgauge import capacity
-from kvgauge.compare.gains import may_stop
+from kvgauge.compare.stopping import may_stop
 from kvgauge.failures import KvgaugeError, SamplesError
 from kvgauge.gather import count_texts, hopeless, judged, late_moves, places, take_moves
 from kvgauge.judge import Measured, failed, requests_of
@@ -30,7 +30,7 @@ from kvgauge.plan.parts import Seen, first_prompts
 from kvgauge.plan.records import Cell, Expect, Plan, Run, Test
 from kvgauge.plan.trace import FileRequest
 from kvgauge.report import results as results_files
-from kvgauge.report.results import Results, RunResult, Status
+from kvgauge.report.records import Results, RunResult, Status
 from kvgauge.resume import Conditions, put_aside, write_start
 from kvgauge.samples.disk import FULL, disk_errors, unwritten, write_whole
 from kvgauge.samples.files import SampleWriter

@@ -11,7 +11,7 @@ from kvgauge.load import count
 from kvgauge.load.texts import Texts
 from kvgauge.plan.records import Goodput, Run
 from kvgauge.plan.trace import FileRequest
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.files import SampleWriter
 from kvgauge.samples.read import load_metrics

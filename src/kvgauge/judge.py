@@ -12,7 +12,7 @@ from kvgauge.load.texts import Texts
 from kvgauge.plan.parts import turned
 from kvgauge.plan.records import Cell, Goodput, Run
 from kvgauge.plan.trace import FileRequest
-from kvgauge.report.results import RunResult, Status
+from kvgauge.report.records import RunResult, Status
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.stats.cells import cell_metrics
 from kvgauge.stats.client import client_metrics, client_troubles

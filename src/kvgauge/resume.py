@@ -17,7 +17,7 @@ from kvgauge import __version__
 from kvgauge.failures import UsageError
 from kvgauge.plan.records import Plan
 from kvgauge.report import results as results_files
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.samples.disk import disk_errors, write_whole
 
 CONDITIONS, PLAN, LOCK = "conditions.json", "plan.json", ".lock"

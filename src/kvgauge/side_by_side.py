@@ -27,7 +27,7 @@ from kvgauge.load.tls import Tls
 from kvgauge.plan.parts import Seen, first_prompts
 from kvgauge.plan.records import Cell, Plan, Run
 from kvgauge.plan.trace import FileRequest
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.resume import put_aside
 from kvgauge.samples.disk import FULL, unwritten
 from kvgauge.samples.files import SampleWriter

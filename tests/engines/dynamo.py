@@ -138,21 +138,32 @@ class Dynamo:
                     continue
 
     def logs(self) -> str:
-        texts = {path.stem: path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("*.log"))}
-        return "\n".join(f"--- {name}\n{text}" for name, text in texts.items())
+        return last_of(self.folder, 2000)
 
     def _start(self, role: str, module: str, *arguments: str, **more: str) -> None:
-        with (self.folder / f"{role}.log").open("wb") as log:
-            self.processes[role] = subprocess.Popen(
-                [self._python, "-m", module, *arguments],
-                env={**self._environment, **more},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no threads
-            )
+        command = [self._python, "-m", module, *arguments]
+        self.processes[role] = started(self.folder, role, command, {**self._environment, **more})
+
+
+def started(folder: Path, role: str, command: list[object], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """A process that ends with this one, its output in ROLE.log of the folder."""
+    with (folder / f"{role}.log").open("wb") as log:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no threads
+        )
+
+
+def last_of(folder: Path, characters: int) -> str:
+    """The end of every log there."""
+    texts = {path.stem: path.read_text(errors="replace")[-characters:] for path in sorted(folder.glob("*.log"))}
+    return "\n".join(f"--- {name}\n{text}" for name, text in texts.items())
 
 
 def end_with_parent() -> None:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from engines.dynamo import end_with_parent
+from engines.dynamo import last_of, started
 from engines.tiny_model import LENGTH_MAX
 
 MODEL = "tiny"
@@ -121,21 +121,10 @@ class Vllm:
                     continue
 
     def said(self) -> str:
-        texts = {path.stem: path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("*.log"))}
-        return "\n".join(f"--- {name}\n{text}" for name, text in texts.items())
+        return last_of(self.folder, 3000)
 
     def _start(self, role: str, command: list[object], **more: str) -> None:
-        with (self.folder / f"{role}.log").open("wb") as log:
-            self.processes[role] = subprocess.Popen(
-                [str(part) for part in command],
-                env={**self._environment, **more},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no threads
-            )
+        self.processes[role] = started(self.folder, role, command, {**self._environment, **more})
 
 
 def add_outward_interface() -> None:

@@ -8,7 +8,8 @@ from math import ceil, exp, log, sqrt
 
 import pytest
 
-from kvgauge.compare.gains import TestValues, gains, verdict_of
+from kvgauge.compare.gains import gains, verdict_of
+from kvgauge.compare.values import TestValues
 from kvgauge.plan.records import Cell, Plan, Primary, Test
 from kvgauge.stats.batches import LOOK_FIRST, LOOK_GROWTH, batch_mean
 from kvgauge.stats.means import mean_estimate

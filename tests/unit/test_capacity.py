@@ -10,7 +10,7 @@ from kvgauge.plan.expand import estimate_s, expand, run_s
 from kvgauge.plan.open import said
 from kvgauge.plan.read import read
 from kvgauge.plan.reference import quick, reference
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.stats.estimate import bare
 
 PLAN = reference(("1.2.0", "1.4.1", "1.5.0"))

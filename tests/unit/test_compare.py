@@ -5,7 +5,8 @@ from math import exp
 import msgspec
 import pytest
 
-from kvgauge.compare.gains import MUST_AGREE, TestValues, comparable, direction, gains, published_gain, verdict_of
+from kvgauge.compare.gains import gains, published_gain, verdict_of
+from kvgauge.compare.values import MUST_AGREE, TestValues, comparable, direction
 from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
 from kvgauge.stats.runs import gain
 

@@ -14,7 +14,8 @@ from kvgauge.compare.sides import compare, compare_all
 from kvgauge.failures import UsageError
 from kvgauge.plan.records import Cell, Plan, Primary, Test
 from kvgauge.report.against import all_values, side_of
-from kvgauge.report.results import RunResult, build, write
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import build, write
 from kvgauge.stats.estimate import Estimate
 
 KEY = ("heavy", "ttft_ms_mean")

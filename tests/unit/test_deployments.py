@@ -7,12 +7,13 @@ import pytest
 
 from kvgauge.cli.main import main
 from kvgauge.compare.deployments import by_deployment, repetitions_of, scope
-from kvgauge.compare.gains import TestValues
 from kvgauge.compare.sides import compare, compare_all, joined
+from kvgauge.compare.values import TestValues
 from kvgauge.failures import UsageError
 from kvgauge.plan.records import Cell, Plan, Primary, Test
 from kvgauge.report.against import side_of
-from kvgauge.report.results import RunResult, build, write
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import build, write
 from kvgauge.stats.estimate import Estimate
 
 CELL = Cell(name="c", load="closed", concurrency=4, requests=80, output_tokens=8, warmup_requests=1, input_tokens=9)

@@ -14,7 +14,8 @@ from kvgauge.failures import KvgaugeError, SamplesError, UsageError
 from kvgauge.plan.records import Cell, Plan, Primary, Test
 from kvgauge.query.session import Session
 from kvgauge.query.views import NAMES, VIEWS
-from kvgauge.report.results import RunResult, build, write
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import build, write
 from kvgauge.samples.files import SampleWriter, parquet_path
 from kvgauge.samples.records import Exchange, Transfer
 from kvgauge.samples.series import MetricWriter

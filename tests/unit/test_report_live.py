@@ -9,7 +9,7 @@ from kvgauge.plan.expand import expand
 from kvgauge.plan.records import Plan, Primary
 from kvgauge.report import live as module
 from kvgauge.report.live import Live
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from scene import make_cell, make_test
 
 

@@ -13,7 +13,8 @@ from kvgauge.compare.gains import published_gain
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.records import Cell, Plan, Primary, Run, Test
 from kvgauge.report.published import published
-from kvgauge.report.results import RunResult, build, csv_text, decode, json_text, read, write
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import build, csv_text, decode, json_text, read, write
 from kvgauge.stats.estimate import Estimate, bare, missing
 
 CELLS = tuple(

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from kvgauge.report.results import RunResult, TestResult, Tp
+from kvgauge.report.records import RunResult, TestResult, Tp
 from kvgauge.report.server import server_line
 from kvgauge.stats.server import ClientSaw, Server, ServerSource, ServerValue
 

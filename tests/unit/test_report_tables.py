@@ -11,7 +11,8 @@ from rich.console import Console
 from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
 from kvgauge.report.packed import Footnotes
 from kvgauge.report.published import published
-from kvgauge.report.results import Results, RunResult, build
+from kvgauge.report.records import Results, RunResult
+from kvgauge.report.results import build
 from kvgauge.report.text import print_results
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate, bare, counted, missing

@@ -6,7 +6,8 @@ import msgspec
 from rich.console import Console
 
 from kvgauge.plan.records import Plan, Primary, UntilSteady
-from kvgauge.report.results import RunResult, build, decode, json_text
+from kvgauge.report.records import RunResult
+from kvgauge.report.results import build, decode, json_text
 from kvgauge.report.text import print_results
 from kvgauge.stats.estimate import Estimate, bare, missing
 from kvgauge.stats.warmth import WarmUp

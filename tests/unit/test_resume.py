@@ -8,7 +8,7 @@ from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.expand import expand
 from kvgauge.plan.records import ColdStart, Plan, Primary
 from kvgauge.report import results as results_files
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from scene import make_cell, make_test
 
 PLAN = Plan(

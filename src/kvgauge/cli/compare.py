@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvgauge.compare.gains import Key
     from kvgauge.compare.sides import Comparison, Side
-    from kvgauge.report.results import Results
+    from kvgauge.compare.values import Key
+    from kvgauge.report.records import Results
 
 EXIT_FINE, EXIT_WORSE, EXIT_INVALID, EXIT_UNDECIDED = 0, 1, 3, 4
 

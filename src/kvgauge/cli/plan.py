@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kvgauge.plan.records import Cell, Plan, Run, Test
-    from kvgauge.report.results import Results
+    from kvgauge.report.records import Results
 
 EXIT_UNDECIDED = 4
 PIPED_COLUMNS = 180  # where no terminal says how wide it is

@@ -8,7 +8,7 @@ from math import exp, fsum, log
 
 import msgspec
 
-from kvgauge.compare.gains import Key, TestValues
+from kvgauge.compare.values import Key, TestValues
 
 
 def repetitions_of(values: TestValues) -> dict[str, list[int]]:

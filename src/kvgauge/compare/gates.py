@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from kvgauge.compare.gains import Key, direction
 from kvgauge.compare.sides import Comparison, Row
+from kvgauge.compare.values import Key, direction
 from kvgauge.failures import UsageError
 from kvgauge.plan.metrics import METRICS
 from kvgauge.stats.runs import RUNS_MIN

@@ -5,7 +5,8 @@ from itertools import combinations
 
 import msgspec
 
-from kvgauge.compare.gains import Key, TestValues, comparable, direction, gain_of
+from kvgauge.compare.gains import gain_of
+from kvgauge.compare.values import Key, TestValues, comparable, direction
 from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.runs import LEVEL, RUNS_MIN, holm, over_runs
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from kvgauge.compare import deployments
-from kvgauge.compare.gains import MUST_AGREE, Asked, GainRow, Key, TestValues, ask, pair
+from kvgauge.compare.gains import Asked, ask, pair
+from kvgauge.compare.values import MUST_AGREE, GainRow, Key, TestValues
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate

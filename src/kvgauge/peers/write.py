@@ -12,7 +12,7 @@ from kvgauge.peers.records import TOOLS, TRANSPORT, UNKNOWN, Piece
 from kvgauge.plan.read import slug
 from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Primary, Test
 from kvgauge.report import results as results_files
-from kvgauge.report.results import Results, RunResult, Tp
+from kvgauge.report.records import Results, RunResult, Tp
 from kvgauge.samples.disk import disk_errors
 from kvgauge.samples.files import SampleWriter
 

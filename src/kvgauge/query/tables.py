@@ -10,7 +10,7 @@ from kvgauge.evidence.facts import Fact, Missing, Proving
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.query.views import TABLES, metric_columns
 from kvgauge.report import results as results_files
-from kvgauge.report.results import Results, RunResult, TestResult
+from kvgauge.report.records import Results, RunResult, TestResult
 from kvgauge.samples.files import parquet_path, read_stream, stream_path
 from kvgauge.samples.records import Connection
 from kvgauge.samples.schema import KINDS, Kind, check_schema, schema_of

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kvgauge.compare.gains import RUN_LEVEL
+from kvgauge.compare.values import RUN_LEVEL
 from kvgauge.plan.metrics import METRICS
 from kvgauge.samples.schema import KINDS, Kind, columns_of
 

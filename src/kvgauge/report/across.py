@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvgauge.compare.gains import GainRow
+from kvgauge.compare.values import GainRow
 from kvgauge.report import rows
 from kvgauge.report.gains import STYLES, count_text, point_text, span_text, verdict_value
 from kvgauge.report.numbers import interval_text, value_text
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
-from kvgauge.report.results import Results, TestResult
+from kvgauge.report.records import Results, TestResult
 from kvgauge.stats.estimate import Estimate
 
 if TYPE_CHECKING:

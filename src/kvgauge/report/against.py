@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kvgauge.compare.gains import Key, TestValues
 from kvgauge.compare.gates import Passed
 from kvgauge.compare.ranks import Ranked
 from kvgauge.compare.sides import Comparison, Row, Side
+from kvgauge.compare.values import Key, TestValues
 from kvgauge.failures import SamplesError, UsageError
 from kvgauge.plan.records import Primary, Test
 from kvgauge.report import rows
 from kvgauge.report.gains import STYLES, count_text, point_text, span_text
 from kvgauge.report.numbers import NONE, plain, signed_pct, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
-from kvgauge.report.results import Results, stopping_confidence, values_of
+from kvgauge.report.records import Results
+from kvgauge.report.results import stopping_confidence, values_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvgauge.compare.gains import RUNS, GainRow
+from kvgauge.compare.values import RUNS, GainRow
 from kvgauge.report import rows
 from kvgauge.report.numbers import NONE, signed_pct
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
-from kvgauge.report.results import Results, TestResult
+from kvgauge.report.records import Results, TestResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

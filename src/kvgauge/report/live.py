@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvgauge.plan.records import Cell, Plan, Run
 from kvgauge.report.numbers import plain
-from kvgauge.report.results import RunResult
+from kvgauge.report.records import RunResult
 from kvgauge.samples.records import Exchange
 
 if TYPE_CHECKING:

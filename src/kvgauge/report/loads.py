@@ -6,7 +6,7 @@ from kvgauge.report import rows
 from kvgauge.report.numbers import plain, value_text
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.parts import part_lines
-from kvgauge.report.results import TestResult
+from kvgauge.report.records import TestResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 from kvgauge.report import rows
 from kvgauge.report.numbers import value_text
-from kvgauge.report.results import TestResult
+from kvgauge.report.records import TestResult
 from kvgauge.report.warm import warm_lines
 from kvgauge.stats.turns import TURNS_SHOWN
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kvgauge.compare.deployments import repetitions_of, shares
-from kvgauge.compare.gains import Key, TestValues, comparable, direction
+from kvgauge.compare.values import Key, TestValues, comparable, direction
 from kvgauge.failures import TooFewSamples, UsageError
 from kvgauge.report.against import all_values, primary_of
-from kvgauge.report.results import Results
+from kvgauge.report.records import Results
 from kvgauge.stats.design import PILOT_MIN, Design, Levels, design, levels
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from importlib.resources import files
 
-from kvgauge.report.results import Results, decode
+from kvgauge.report.records import Results
+from kvgauge.report.results import decode
 
 REFERENCE = "reference-results.json"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kvgauge.plan.metrics import METRICS
-from kvgauge.report.results import Results, RunResult, TestResult
+from kvgauge.report.records import Results, RunResult, TestResult
 from kvgauge.stats.estimate import Estimate, missing
 
 HEADLINE = {  # metric -> how a table's head calls it; the unit comes last

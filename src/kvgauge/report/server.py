@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from kvgauge.report.numbers import MIB, number
-from kvgauge.report.results import TestResult
+from kvgauge.report.records import TestResult
 from kvgauge.report.rows import runs_in
 from kvgauge.stats.server import Server, ServerValue
 

@@ -11,7 +11,7 @@ from kvgauge.report.loads import load_tables
 from kvgauge.report.numbers import MIB, NONE, interval_text, number, plain, value_text, with_interval
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.parts import part_lines, remark_lines
-from kvgauge.report.results import Results, RunResult, TestResult
+from kvgauge.report.records import Results, RunResult, TestResult
 from kvgauge.report.server import server_line
 from kvgauge.report.transfers import moves_only, transfers_table
 from kvgauge.stats.cells import PHASES

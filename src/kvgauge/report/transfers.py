@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from kvgauge.report import rows
 from kvgauge.report.numbers import value_text
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
-from kvgauge.report.results import TestResult
+from kvgauge.report.records import TestResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kvgauge.report import rows
 from kvgauge.report.numbers import NONE, value_text, with_interval
-from kvgauge.report.results import RunResult, TestResult
+from kvgauge.report.records import RunResult, TestResult
 from kvgauge.stats.settling import VALUES
 from kvgauge.stats.warmth import WarmUp
 

@@ -180,37 +180,21 @@ VARIABLES = {
             says="the EFA devices to open",
             source=_EFA,
         ),
-        Variable(
-            name="FI_EFA_MR_MAX_CACHED_COUNT",
-            side="LIBFABRIC",
-            reader="libfabric",
-            says="NIXL asks for FI_MR_LOCAL, and the EFA provider opens no registration cache then",
-            source="NIXL 8770b655 libfabric_rail.cpp; libfabric af8ddbe9 prov/efa/src/rdm/efa_rdm_domain.c:63",
-            idle=True,
-        ),
-        Variable(
-            name="FI_EFA_MR_MAX_CACHED_SIZE",
-            side="LIBFABRIC",
-            reader="libfabric",
-            says="NIXL asks for FI_MR_LOCAL, and the EFA provider opens no registration cache then",
-            source="NIXL 8770b655 libfabric_rail.cpp; libfabric af8ddbe9 prov/efa/src/rdm/efa_rdm_domain.c:63",
-            idle=True,
-        ),
-        Variable(
-            name="FI_MR_CACHE_MAX_COUNT",
-            side="LIBFABRIC",
-            reader="libfabric",
-            says="NIXL asks for FI_MR_LOCAL, and the EFA provider opens no registration cache then",
-            source="NIXL 8770b655 libfabric_rail.cpp; libfabric af8ddbe9 prov/efa/src/rdm/efa_rdm_domain.c:63",
-            idle=True,
-        ),
-        Variable(
-            name="FI_MR_CACHE_MONITOR",
-            side="LIBFABRIC",
-            reader="libfabric",
-            says="NIXL asks for FI_MR_LOCAL, and the EFA provider opens no registration cache then",
-            source="NIXL 8770b655 libfabric_rail.cpp; libfabric af8ddbe9 prov/efa/src/rdm/efa_rdm_domain.c:63",
-            idle=True,
+        *(
+            Variable(
+                name=name,
+                side="LIBFABRIC",
+                reader="libfabric",
+                says="NIXL asks for FI_MR_LOCAL, and the EFA provider opens no registration cache then",
+                source="NIXL 8770b655 libfabric_rail.cpp; libfabric af8ddbe9 prov/efa/src/rdm/efa_rdm_domain.c:63",
+                idle=True,
+            )
+            for name in (
+                "FI_EFA_MR_MAX_CACHED_COUNT",
+                "FI_EFA_MR_MAX_CACHED_SIZE",
+                "FI_MR_CACHE_MAX_COUNT",
+                "FI_MR_CACHE_MONITOR",
+            )
         ),
         Variable(
             name="UCX_TLS",
@@ -226,33 +210,20 @@ VARIABLES = {
             says="the network devices that may be used; all by default",
             source=_UCX,
         ),
-        Variable(
-            name="TRTLLM_USE_UCX_KVCACHE",
-            side="",
-            reader="TensorRT-LLM",
-            says="1 with cache_transceiver_config.backend DEFAULT: UCX without NIXL",
-            source="ai-dynamo/dynamo PR 13015 and 13048",
-        ),
-        Variable(
-            name="TRTLLM_USE_MPI_KVCACHE",
-            side="",
-            reader="TensorRT-LLM",
-            says="1 with cache_transceiver_config.backend DEFAULT: MPI without NIXL",
-            source="ai-dynamo/dynamo PR 13015",
-        ),
-        Variable(
-            name="TRTLLM_USE_MOONCAKE_KVCACHE",
-            side="",
-            reader="TensorRT-LLM",
-            says="1 with cache_transceiver_config.backend DEFAULT: Mooncake without NIXL",
-            source="ai-dynamo/dynamo PR 13015",
-        ),
-        Variable(
-            name="TRTLLM_USE_NIXL_KVCACHE",
-            side="",
-            reader="TensorRT-LLM",
-            says="1 with cache_transceiver_config.backend DEFAULT: NIXL, before the others",
-            source="ai-dynamo/dynamo PR 13015",
+        *(
+            Variable(
+                name=f"TRTLLM_USE_{name}_KVCACHE",
+                side="",
+                reader="TensorRT-LLM",
+                says=f"1 with cache_transceiver_config.backend DEFAULT: {what}",
+                source=f"ai-dynamo/dynamo PR {pull}",
+            )
+            for name, what, pull in (
+                ("UCX", "UCX without NIXL", "13015 and 13048"),
+                ("MPI", "MPI without NIXL", "13015"),
+                ("MOONCAKE", "Mooncake without NIXL", "13015"),
+                ("NIXL", "NIXL, before the others", "13015"),
+            )
         ),
         Variable(
             name="TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL",

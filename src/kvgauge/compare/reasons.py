@@ -1,0 +1,119 @@
+"""Why a gain has no verdict, why it is not shown, and what was left out of it: the words. Pure."""
+
+from typing import Literal
+
+import msgspec
+
+from kvgauge.compare.values import Key, TestValues
+from kvgauge.stats.paired import SHOWN_PCT as PAIRS_SHOWN_PCT
+from kvgauge.stats.paired import pairs_needed
+from kvgauge.stats.runs import (
+    LEVEL,
+    PRIMARY_SHARE,
+    RUNS_MAX,
+    RUNS_MIN,
+    SHOWN_PCT,
+    Gain,
+    runs_needed,
+)
+
+
+class Family(msgspec.Struct, frozen=True):
+    """Which answers share a correction.
+
+    size    primary: pairs of tests; secondary: metrics
+    others  primary: how many secondary metrics have the rest of its level
+    gated   secondary: the primary metric shows nothing, so that they share what is left beside it
+    """
+
+    size: int
+    kind: Literal["primary", "secondary"]
+    others: int = 0
+    gated: bool = False
+
+    def lost(self) -> str:
+        """Why a p-value below the level does not count."""
+        if self.kind == "primary" and self.size == 1:
+            mine = f"{100 * LEVEL * PRIMARY_SHARE:g} % of the {100 * LEVEL:g} %"
+            return f"alone it would count; beside {self.others} others, with {mine} for it, it does not"
+        if self.kind == "primary":
+            return f"alone it would count; among {self.size} pairs of tests it does not (Holm)"
+        left = f", with {100 * LEVEL * (1 - PRIMARY_SHARE):g} % for all while the primary one shows nothing,"
+        return f"alone it would count; among {self.size} secondary metrics{left * self.gated} it does not (Holm)"
+
+
+def p_value_of(gained: Gain) -> float:
+    return 1.0 if gained.p_value is None else gained.p_value
+
+
+def none_can_count(before: TestValues, after: TestValues, cell: str | None) -> bool:
+    """Whether every run of one side is invalid or failed."""
+    for side in (before, after):
+        states = {why for (at, _), why in side.left_out.items() if at == cell}
+        counts = any(values for (at, _), values in side.values.items() if at == cell)
+        if not counts and states and states <= {"invalid", "failed"}:
+            return True
+    return False
+
+
+def no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) -> str | None:
+    """Why no verdict can be given, None when one can."""
+    why = before.no_verdict.get(key) or after.no_verdict.get(key)
+    if why is not None:
+        return why
+    there, here = before.counted_by.get(key), after.counted_by.get(key)
+    if there != here:
+        return f"tokens were counted by {there or 'the server'} there and by {here or 'the server'} here: two measures"
+    n = gained.estimate.n
+    if gained.pairs is not None:
+        return gained.pairs.reason if gained.pairs.error is None else None
+    if n >= RUNS_MIN:
+        return None
+    unit = before.unit
+    pairs = (
+        f"{n} pair{'' if n == 1 else 's'} of {unit}s"
+        if gained.paired
+        else f"{n} {unit}{'' if n == 1 else 's'} on a side"
+    )
+    advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
+    return f"{pairs}: a verdict needs n of at least {RUNS_MIN} {unit}s{advice}"
+
+
+def _advised(gained: Gain) -> str:
+    needed = runs_needed(gained)
+    return f"{RUNS_MAX} or more" if needed >= RUNS_MAX else f"{needed}"
+
+
+def why_not_shown(gained: Gain, family: Family) -> str:
+    if p_value_of(gained) < LEVEL:
+        return family.lost()
+    if gained.pairs is not None:
+        needed = pairs_needed(gained.pairs)
+        what = f"a gain of this size, or {PAIRS_SHOWN_PCT:g} % if that is more"
+        return f"about {needed:,} pairs would show {what}" if needed else f"more pairs would show {what}"
+    if runs_needed(gained) <= gained.estimate.n:
+        return f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
+    return f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
+
+
+def no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:
+    """Repetitions that both sides have and that a ratio cannot use."""
+    sides = before.values.get(key, {}), after.values.get(key, {})
+    unusable = sorted(k for k in sides[0].keys() | sides[1].keys() if min(side.get(k, 1) for side in sides) <= 0)
+    if not unusable:
+        return None
+    return f"repetition {', '.join(map(str, unusable))} left out: a value of 0 or below has no ratio"
+
+
+def dropped(before: TestValues, after: TestValues, cell: str | None) -> str | None:
+    """Which repetitions do not enter, and because of which side."""
+    said = []
+    for side in (before, after):
+        by_state: dict[str, list[int]] = {}
+        for (at, repetition), why in sorted(side.left_out.items(), key=lambda item: item[0][1]):
+            if at == cell:
+                by_state.setdefault(why, []).append(repetition)
+        for why, repetitions in by_state.items():
+            numbers = ", ".join(str(repetition) for repetition in repetitions)
+            said.append(f"repetition {numbers} left out: {why} in {side.test.name}")
+    return "; ".join(said) or None
