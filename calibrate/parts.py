@@ -13,6 +13,7 @@ from calibrate.noise import KINDS
 from calibrate.planted import Planted, plant
 
 PART = 200  # comparisons or experiments at most
+NESTED = 500  # comparisons of deployments with runs on each
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,7 @@ def parts_of(comparisons: int, experiments: int) -> list[Part]:
     wanted += [
         (what, kind, n, PART) for kind in KINDS for what, n in (("family", comparisons), ("planted", experiments))
     ]
+    wanted.append(("levels", "nested", min(NESTED, comparisons), NESTED))
     found = []
     for round_number in range(-(-max(comparisons, experiments) // PART)):
         for place, (what, kind, count, most) in enumerate(wanted):

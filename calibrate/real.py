@@ -51,7 +51,10 @@ def conduct(folder: Path, pairs: int, limit_s: float) -> int:
             return running.wait(limit_s)
         except subprocess.TimeoutExpired:
             running.terminate()
-            running.wait(60)
+            try:
+                running.wait(60)
+            except subprocess.TimeoutExpired:
+                running.kill()
             return EXIT_INTERRUPTED
 
 
@@ -63,7 +66,8 @@ def sides_of(folder: Path) -> tuple[Side, Side, dict[str, str | int]]:
 
 def valid_pairs(before: Side, after: Side) -> list[int]:
     key = before.primary
-    assert key is not None
+    if key is None:
+        return []
     return sorted(before.values.values.get(key, {}).keys() & after.values.values.get(key, {}).keys())
 
 

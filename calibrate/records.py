@@ -26,8 +26,8 @@ class Grouped(msgspec.Struct, frozen=True, kw_only=True):
     """Real pairs, so many to a comparison.
 
     alarms, primary_alarms, coverage  over groups of consecutive pairs that share none: the exact interval
-    drawn, drawn_alarms_pct           over random groups and sides, and the percentiles of the same after pairs were
-                                      drawn again in blocks of neighbours: these groups overlap
+    drawn, drawn_alarms_pct           over random groups and sides, with a delete-a-block jackknife over blocks of
+                                      neighbouring pairs: these groups overlap
     """
 
     pairs: int

@@ -107,7 +107,7 @@ def main() -> int:
                     mps = Mps(Path(folder))
                 one = run(name, args.build, args.rounds, mps.env if mps and name.startswith("mps") else {})
                 results.append(one)
-                print("\n".join(map(line, one.get("rows", ()))) or one["problem"], flush=True)
+                print("\n".join(map(line, one.get("rows", ()))) or one.get("problem", "no row"), flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1) + "\n")
         finally:

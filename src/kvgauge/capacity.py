@@ -16,6 +16,7 @@ from kvgauge.report.records import RunResult
 
 METRIC = "request_throughput_req_s"
 FILE = "rates.json"
+PILOT = -1  # of a run's order: before all of the plan's
 
 
 class Pilot(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,9 +34,13 @@ def pilots(plan: Plan) -> list[Run]:
     if not cells:
         return []
     return [
-        Run(run_id=f"pilot-{number}", test=test, repetition=1, order=0, seed=plan.seed, cells=cells)
+        Run(run_id=f"pilot-{number}", test=test, repetition=1, order=PILOT, seed=plan.seed, cells=cells)
         for number, test in enumerate(plan.tests, start=1)
     ]
+
+
+def is_pilot(run: Run) -> bool:
+    return run.order == PILOT
 
 
 def pilot_of(test: Test, result: RunResult) -> Pilot:
@@ -63,7 +68,9 @@ def rate_of(test: Test, cell: Cell, tests: Sequence[Test], found: Sequence[Pilot
     slowest = min(known, key=lambda name: known[name])
     rate = float(f"{cell.capacity.share * known[slowest]:.3g}")
     answered = f"the {known[slowest]:.3g} req/s that {slowest}, the slowest of {len(known)}, answered"
-    return rate, f"offered at {rate:g} req/s: {cell.capacity.share:.0%} of {answered} in a pilot of {cell.capacity.of}"
+    silent = [f"{pilot.test} gave none ({pilot.reason})" for pilot in mine if pilot.req_s is None]
+    said = f"offered at {rate:g} req/s: {cell.capacity.share:.0%} of {answered} in a pilot of {cell.capacity.of}"
+    return rate, "; ".join((said, *silent))
 
 
 def with_rates(

@@ -117,6 +117,7 @@ class Conductor:
             watcher=watcher,
             stop=stop,
             request_timeout_s=request_timeout_s,
+            conduct=self._conduct,
             files=self._files,
             headers=headers,
             tls=tls,
@@ -136,7 +137,7 @@ class Conductor:
             self._in_pairs(over)
             return self._results
         if any(run.run_id not in over for run in self._runs):
-            self._find_rates()
+            self._find_rates(begun=bool(over))
         for run in self._runs:
             if self._stop() or self._enough_after is not None:
                 break
@@ -149,20 +150,28 @@ class Conductor:
             self._write()
         return self._results
 
-    def _find_rates(self) -> None:
-        """Pilots of the tests, where cells take their rates from them; a folder that is resumed has them already."""
+    def _find_rates(self, *, begun: bool) -> None:
+        """Pilots of the tests, where cells take their rates from them; a folder that is resumed has them already.
+
+        begun  whether runs were measured at their rates: then no pilot that gave nothing is tried again
+        """
         file = self._folder / capacity.FILE
         if file.exists():
             try:
                 self._pilots = msgspec.json.decode(file.read_bytes(), type=list[capacity.Pilot])
             except (OSError, msgspec.DecodeError) as error:
                 raise SamplesError(f"{file} cannot be read ({error}): its rates are not known, so begin anew") from None
-            return
         for run in capacity.pilots(self._plan):
-            if self._stop():
+            if begun or self._stop():
                 return
+            known = [pilot for pilot in self._pilots if pilot.test == run.test.name]
+            if known and all(pilot.req_s is not None for pilot in known):
+                continue
             self._watcher.on_run(run, len(self._runs))
-            self._pilots += [capacity.pilot_of(run.test, each) for each in self._one(run) if each.cell is not None]
+            given = self._one(run)
+            self._watcher.on_run_over(run, given)
+            self._pilots = [pilot for pilot in self._pilots if pilot not in known]
+            self._pilots += [capacity.pilot_of(run.test, each) for each in given if each.cell is not None]
         if self._pilots and not self._stop():
             write_whole(file, msgspec.json.format(msgspec.json.encode(self._pilots)))
 
@@ -269,7 +278,8 @@ class Conductor:
             measured.seed = secrets.randbits(SEED_BITS)
         else:
             self._seen.forget()
-        measured.parts = first_prompts(run.cells, round_number=0 if endpoint.fresh else run.repetition - 1)
+        before = run.repetition - 1 + (capacity.is_pilot(run) is False and bool(self._pilots))  # rounds of prompts sent
+        measured.parts = first_prompts(run.cells, round_number=0 if endpoint.fresh else before)
         with self._driver(run, endpoint, self._folder / "runs" / run.run_id / "logs") as driver:
             for index, cell in enumerate(run.cells):
                 self._watcher.on_cell(run, cell, index)

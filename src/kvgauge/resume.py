@@ -119,9 +119,9 @@ def refuse_changes(saved: Saved, plan: Plan | None, now: Conditions) -> None:
     if before.target != now.target:
         changed.append(f"the target (was {before.target}, is {now.target})")
     changed += [
-        f"{name} (was {before.options.get(name)}, is {value})"
-        for name, value in now.options.items()
-        if before.options.get(name) != value
+        f"{name} (was {before.options.get(name)}, is {now.options.get(name)})"
+        for name in dict.fromkeys((*before.options, *now.options))
+        if before.options.get(name) != now.options.get(name)
     ]
     for build in sorted(before.builds.keys() | now.builds.keys()):
         old, new = before.builds.get(build, {}), now.builds.get(build, {})

@@ -60,6 +60,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     watcher: Watcher
     stop: Callable[[], bool]
     request_timeout_s: float
+    conduct: str
     files: Mapping[str, tuple[FileRequest, ...]] = {}
     headers: Headers = NO_HEADERS
     tls: Tls | None = None
@@ -108,9 +109,10 @@ class SideBySide:
                 raise unwritten(error, Path(error.filename or self._at.folder), "a run's files") from error
             self._failed(sides, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         finally:
-            for side in sides:
-                side.target.stop()
-                side.target.restore()
+            with ExitStack() as ends:  # of both, whatever the end of one does
+                for side in sides:
+                    ends.callback(side.target.restore)
+                    ends.callback(side.target.stop)
         _share_wire(sides)
         return {side.run.test.name: self._judged(side, sides, pairs) for side in sides}
 
@@ -160,9 +162,14 @@ class SideBySide:
 
     def _start(self, side: _Side) -> Endpoint:
         assert side.scraper is not None
-        endpoint = side.target.start(side.run)
+        try:
+            endpoint = side.target.start(side.run)
+        except SamplesError:
+            raise
+        except KvgaugeError as error:
+            raise KvgaugeError(f"{side.run.test.name}: {error}") from error
         side.scraper.watch(endpoint.url)
-        side.measured.deployment = None if endpoint.fresh else endpoint.url
+        side.measured.deployment = f"{side.run.run_id}@{self._at.conduct}" if endpoint.fresh else endpoint.url
         return endpoint
 
     def _prompts(self, sides: Sequence[_Side]) -> None:
@@ -240,6 +247,7 @@ class SideBySide:
             keep_text=(texts[0], texts[1]),
         )
         stop()  # once more: what ended with the last request belongs to this cell
+        _share_mishaps(sides, cell.name)
         self._take(sides)
         troubles = [side.target.trouble() for side in sides]
         for side, load, done, trouble in zip(sides, loads, exchanges, troubles, strict=True):
@@ -280,6 +288,13 @@ class SideBySide:
             _as_half(result, other.run.test.name, pairs.get(result.cell or "") if side is after else None)
             for result in found
         ]
+
+
+def _share_mishaps(sides: Sequence[_Side], cell: str) -> None:
+    """What happened to one arm ended the cell for both."""
+    own = [[what for name, what in side.measured.mishaps if name == cell] for side in sides]
+    for side, others in zip(sides, reversed(own), strict=True):
+        side.measured.mishaps += [(cell, f"the test beside it: {what}") for what in others]
 
 
 def _as_half(result: RunResult, beside: str, pairs: Pairs | None) -> RunResult:

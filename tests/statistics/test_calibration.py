@@ -4,7 +4,7 @@ import pytest
 
 from calibrate import family, page
 from calibrate.noise import KINDS, plan_of, run_levels
-from calibrate.parts import Counted, Part, parts_of
+from calibrate.parts import MAKERS, Counted, Part, parts_of
 from calibrate.planted import plant
 from calibrate.rates import rate
 from calibrate.synthetic import joined
@@ -46,6 +46,7 @@ def test_rates_are_judged_by_what_was_asked():
 def test_parts_have_seeds_of_their_own_and_join_to_what_was_asked_for():
     parts = parts_of(600, 100)
     assert len({part.seed for part in parts}) == len(parts)
+    assert {part.what for part in parts} == MAKERS.keys()
     assert sum(part.count for part in parts if (part.what, part.kind) == ("family", "heavy")) == 600
     halves = [Counted(kind="heavy", tallies=list(family.tally("heavy", 2, s, [("paired", 5)]).items())) for s in (1, 2)]
     (row,) = joined(halves, 4, 0).family

@@ -63,6 +63,20 @@ def test_only_a_valid_pilot_sets_a_rate(status, req_s):
     assert pilot_of(PLAN.tests[0], result).req_s == req_s
 
 
+def test_a_pilot_that_gave_nothing_is_named_beside_those_that_did():
+    known = found(Baseline_UCX=None, Baseline_LIBFABRIC=8.0)
+    rate, said = rate_of(PLAN.tests[0], OPEN, PLAN.tests, known)
+    assert rate == 5.6
+    assert "Baseline LIBFABRIC, the slowest of 1" in said
+    assert "Baseline UCX gave none (it failed)" in said
+
+
+def test_a_plan_that_is_decided_by_a_cell_with_pilots_is_not_quick():
+    decided = msgspec.structs.replace(PLAN, primary=msgspec.structs.replace(PLAN.primary, cell=OPEN.name))
+    with pytest.raises(PlanError, match="leave --quick away"):
+        quick(decided)
+
+
 def test_a_quick_plan_has_no_pilots():
     assert [cell.name for cell in quick(PLAN).cells if cell.capacity] == []
     assert pilots(quick(PLAN)) == []
@@ -90,3 +104,10 @@ cells:
 def test_a_share_of_what_has_no_capacity_is_refused(rate, words):
     with pytest.raises(PlanError, match=words):
         read(TEXT.format(rate=rate).encode(), source="p", known_builds=("1.5.0",))
+
+
+def test_sessions_are_not_begun_at_a_share_of_a_capacity_of_requests():
+    text = TEXT.format(rate="{share: 70%, of: c}, conversation: {turns: 2}")
+    with pytest.raises(PlanError, match="starts sessions at its rate"):
+        read(text.replace("of: c}, conversation: {turns: 2}, requests: 4", "of: c}, conversation: {turns: 2}, sessions: 4").encode(),
+             source="p", known_builds=("1.5.0",))  # fmt: skip

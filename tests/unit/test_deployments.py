@@ -164,3 +164,26 @@ def test_a_pilot_of_deployments_that_cannot_tell_says_why(tmp_path, capsys, name
     assert main(["plan", "--quick", *named, *more]) == code
     shown = capsys.readouterr()
     assert said in " ".join((shown.out + shown.err).split())
+
+
+def left(one, cell, repetition):
+    values = msgspec.structs.replace(one.values, left_out={(cell, repetition): "invalid"})
+    return msgspec.structs.replace(one, values=values)
+
+
+def test_a_run_whose_other_cell_is_invalid_still_counts_and_what_is_left_out_is_said():
+    names = [f"d{k}" for k in range(5)]
+    whole = joined([side(100, name) for name in names])
+    other = joined([left(side(100, name), "another", 3) for name in names])
+    assert by_deployment(other.values).values == by_deployment(whole.values).values
+    of_cell = joined([left(side(100, name), "c", 3) for name in names])
+    row = primary_row(compare(whole, msgspec.structs.replace(of_cell, label="U")))
+    assert "left out: invalid" in row.reason
+
+
+def test_what_would_be_enough_is_counted_in_deployments():
+    sides = [joined([side(level * (1 + 0.3 * (k % 2)), f"{level}-{k}") for k in range(6)]) for level in (100, 101)]
+    row = primary_row(compare(*sides))
+    assert row.verdict == "no difference shown"
+    assert "deployments" in row.reason
+    assert row.of == "deployments"

@@ -287,6 +287,8 @@ def test_a_router_that_passes_a_workers_metrics_on_is_told_to_be_that_worker():
     }
     assert told_again({"prefill": prefill, "decode": decode, "router": later}) == {"router"}
     assert told_again({"a": {("up", ""): 1.0}, "b": {("up", ""): 1.0}}) == set()
+    second = {("process_start_time_seconds", ""): 1_730_000_000.0}
+    assert told_again({"a": {**second, ("x", ""): 1.0}, "b": {**second, ("x", ""): 2.0}}) == set(), "two of one second"
 
 
 def test_requests_whose_client_went_away_are_not_counted_as_answered():

@@ -84,7 +84,9 @@ def test_what_was_due_in_the_stretch_is_measured_whole_and_nothing_else(load, ta
     world = World(cell, steady, takes_ms)
     begin_ns, closed_ns = steady.begin_ns, world.offer.edges.closed_ns
     assert world.offer.over
-    assert (world.offer.edges.begin_ns, world.lost) == (begin_ns, [])
+    assert world.offer.edges.begin_ns == begin_ns
+    assert world.offer.edges.unsent == sum(measured for _, measured in world.lost)
+    assert timed or world.lost == [], "only what waits some time after an end is given up"
     if not timed:
         assert len(world.measured) == requests
     for due_ns, begun_ns, _, measured in world.sent:
@@ -147,3 +149,13 @@ def test_an_open_load_that_is_not_kept_while_it_warms_up_counts_what_was_given_u
     assert isinstance(world.open, OpenLoad)
     assert len(world.lost) > 10_000
     assert sum(measured for _, measured in world.lost) == world.offer.edges.unsent == 300
+
+
+def test_an_open_load_that_is_not_kept_up_with_is_given_up_some_time_after_its_end():
+    cell = make_cell(load="constant", rate=10.0, concurrency=1, requests=10**6, duration_s=10.0)
+    world = World(cell, At(5_000 * MS), [500], until_ns=100_000 * MS)
+    last_ns = max(ended for _, _, ended, _ in world.sent)
+    assert last_ns <= (5 + 10 + 10 + 1) * 1000 * MS
+    asked = len(world.measured) + sum(measured for _, measured in world.lost)
+    assert asked == pytest.approx(100, abs=1), "every request of the stretch is measured or counted as lost"
+    assert world.offer.edges.unsent == sum(measured for _, measured in world.lost) > 0

@@ -3,6 +3,7 @@ import pytest
 from kvgauge.failures import PlanError
 from kvgauge.plan.expand import estimate_s, expand, select
 from kvgauge.plan.read import read
+from kvgauge.plan.reference import quick
 
 PLAN = """
 name: pairs
@@ -78,3 +79,8 @@ def test_an_unknown_mode_and_an_empty_planted_are_refused():
             source="p.yaml",
             known_builds=["1.5.0"],
         )  # fmt: skip
+
+
+def test_a_paired_plan_is_not_quick_a_few_pairs_say_nothing():
+    with pytest.raises(PlanError, match="leave --quick away"):
+        quick(plan_of())

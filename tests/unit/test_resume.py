@@ -89,6 +89,7 @@ def test_the_same_experiment_may_go_on_under_another_path_of_its_plan(folder):
         ({"repetitions": 4}, {}, "the plan changed"),
         ({}, {"kvgauge": "2"}, "kvgauge (was 1, is 2)"),
         ({}, {"machine": {"cores": 4, "host": "h"}}, "cores (was 2, is 4)"),
+        ({}, {"options": {"prove": "yes"}}, "prove (was None, is yes)"),
         ({}, {"target": "http://x"}, "the target (was embedded, is http://x)"),
         ({}, {"builds": {"1.5.0": {"libnixl": "aa", "ucx": "cc"}}}, "ucx of build 1.5.0"),
         ({}, {"builds": {}}, "libnixl of build 1.5.0, ucx of build 1.5.0"),
@@ -126,3 +127,10 @@ def test_the_samples_of_a_run_that_was_cut_off_are_kept_beside_the_run_that_take
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["r1.cut-1", "r1.cut-2"]
     assert (tmp_path / "r1.cut-2" / "samples").read_text() == "second"
+
+
+def test_an_option_that_is_not_given_again_has_changed(folder):
+    saved = resume.load(folder)
+    begun = msgspec.structs.replace(saved, conditions=msgspec.structs.replace(CONDITIONS, options={"prove": "yes"}))
+    with pytest.raises(UsageError, match=r"prove \(was yes, is None\)"):
+        resume.refuse_changes(begun, None, CONDITIONS)

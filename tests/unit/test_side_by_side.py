@@ -12,6 +12,7 @@ from kvgauge.compare.sides import compare
 from kvgauge.conduct import Conductor
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import TargetError, UsageError
+from kvgauge.judge import Measured
 from kvgauge.load.pairs import Order
 from kvgauge.load.tally import CellLoad
 from kvgauge.plan.records import Plan, Planted, Primary
@@ -20,6 +21,7 @@ from kvgauge.report.results import read
 from kvgauge.report.text import render
 from kvgauge.samples.read import load_exchanges
 from kvgauge.samples.records import Exchange, Transfer
+from kvgauge.side_by_side import _share_mishaps, _Side
 from kvgauge.target.contract import Endpoint
 from scene import make_cell, make_test
 
@@ -300,3 +302,15 @@ def test_results_are_read_back_shown_and_compared_within_their_folder_only(scene
     with pytest.raises(UsageError, match="was measured in mode paired, beside B"):
         compare(sides[0], side_of(results, "elsewhere", "B"))
     assert json.loads((got.folder / "results.json").read_text())["plan"]["mode"] == "paired"
+
+
+def test_what_happened_to_one_arm_ended_the_cell_of_both():
+    sides = [
+        _Side(run=None, folder=None, target=None, measured=Measured(exchanges=[], transfers=[], loads=[], seed=1))
+        for _ in range(2)
+    ]
+    sides[0].measured.mishaps.append(("c", "decode-0 was killed"))
+    sides[0].measured.mishaps.append(("before", "something else"))
+    _share_mishaps(sides, "c")
+    assert sides[1].measured.mishaps == [("c", "the test beside it: decode-0 was killed")]
+    assert len(sides[0].measured.mishaps) == 2

@@ -271,6 +271,16 @@ def test_emulation_on_a_gpu_is_seen_where_it_was_and_only_there(sample, operatio
     assert row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="tcp").against == ()
 
 
+def test_shared_memory_that_was_asked_for_and_is_tcp_makes_the_row_invalid():
+    log = (PROTO / "nixl-1.5.1-ucx-proto-info.log").read_text()
+    own, tcp = ([measured(1, logs={"initiator-0": text})] for text in (log, log.replace("cma/memory", "tcp/lo")))
+    assert row_of(own, (1, 5, 0), fabric="shm").valid
+    row = row_of(tcp, (1, 5, 0), fabric="shm")
+    assert not row.valid
+    assert any("fabric shm was asked for" in reason and "tcp/lo" in reason for reason in row.against)
+    assert not row_of([measured(1)], (1, 5, 0), fabric="shm").valid, "nothing says what carried it"
+
+
 def test_a_failure_quotes_what_nixl_logged():
     log = "E1124 14:05:27.887083     769 config.cpp:84] Invalid UCX_TLS=tcp,self for NIXL UCX backend\n"
     row = row_of([measured(1, failure="NIXL_ERR_BACKEND", logs={"target-0": log})], (1, 5, 0))

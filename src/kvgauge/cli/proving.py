@@ -48,7 +48,7 @@ def asked(args: argparse.Namespace) -> dict[str, object]:
 def conditions(args: argparse.Namespace) -> dict[str, str | float | None]:
     """What a run that goes on must be given again."""
     said = "; ".join(f"{name} {value}" for name, value in asked(args).items())
-    return {"prove": said or "yes"} if args.prove else {}
+    return {"prove": (said or "yes") if args.prove else None}
 
 
 def prover(

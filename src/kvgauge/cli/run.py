@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     proving.asked(args)
     if args.prove and plan.mode == "paired":
         raise UsageError("--prove is of one deployment: of a paired plan prove each by itself, `kvgauge prove URL`")
+    if plan.mode == "paired" and args.workers not in (None, 1, "1"):
+        raise UsageError("--workers: a paired plan sends every request from one process, which draws its arm")
+    if plan.mode == "paired" and args.deployment is not None:
+        raise UsageError("--deployment names one deployment, and a paired plan has two: their URLs name them")
     if args.deployment is not None and args.url is None:
         raise UsageError("--deployment names what is there at --url; the embedded target is deployed anew for each run")
     if args.dry_run:

@@ -30,7 +30,7 @@ def read_urls(given: "Sequence[str]", plan: "Plan") -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, equals, url = text.partition("=")
-        if not equals or "/" in name:  # a URL may hold a sign of equality, behind its slashes
+        if name not in names and (not equals or "/" in name):  # a URL may hold a sign of equality, behind its slashes
             name, url = (names[0], text) if plan.mode != "paired" else ("", text)
         if not name:
             raise UsageError(f"--url {text}: of a paired plan say whose it is: --url 'TEST=URL' ({', '.join(names)})")

@@ -39,7 +39,7 @@ def by_deployment(values: TestValues) -> TestValues:
     for key, of in values.values.items():
         lists = [[of[k] for k in group if k in of] for group in groups]
         found[key] = {place: _mean(listed) for place, listed in enumerate(lists, 1) if listed}
-    return msgspec.structs.replace(values, values=found, left_out={}, unit="deployment")
+    return msgspec.structs.replace(values, values=found, unit="deployment")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kvgauge.compare.reasons import Family, dropped, no_logarithm, no_verdict, none_can_count, p_value_of, why_not_shown
-from kvgauge.compare.values import RUNS, GainRow, Key, TestValues, Verdict, comparable, direction
+from kvgauge.compare.values import GainRow, Key, TestValues, Verdict, comparable, direction
 from kvgauge.plan.records import ColdStart, Plan
 from kvgauge.stats.estimate import Estimate, bare, missing
 from kvgauge.stats.paired import UNIT as PAIRS
@@ -98,7 +98,8 @@ def _no_gain(after: TestValues, baseline: str, primary: Key, verdict: Verdict, r
 def pair(
     before: TestValues, after: TestValues, primary: Key, *, paired: bool = True, asked: Asked | None = None
 ) -> list[GainRow]:
-    """One test against one other: of equal tests any metric is named better or worse 5 times in 100 at most.
+    """One test against one other: made so that of equal tests any metric is named better or worse
+    5 times in 100 (counted: docs/calibration.md).
 
     paired  whether repetition k of one ran beside repetition k of the other
     asked   the primary metric's answer among several pairs of tests; None: this is the only one
@@ -183,7 +184,7 @@ def row_of(
     why = no_verdict(before, after, key, gained)
     verdict: Verdict = "cannot tell" if why is not None else verdict_of(gained, p_value)
     if why is None and verdict == "no difference shown":
-        why = why_not_shown(gained, family)
+        why = why_not_shown(gained, family, before.unit)
     scope = None if gained.pairs is None else f"n counts {PAIRS}"
     said = (scope, why, dropped(before, after, key[0]), no_logarithm(before, after, key))
     reasons = [reason for reason in said if reason]
@@ -197,7 +198,7 @@ def row_of(
         verdict=verdict,
         p_value=None if verdict == "cannot tell" else p_value,
         reason="; ".join(reasons) or None,
-        of=RUNS if gained.pairs is None else PAIRS,
+        of=f"{before.unit}s" if gained.pairs is None else PAIRS,
     )
 
 

@@ -84,7 +84,7 @@ def _advised(gained: Gain) -> str:
     return f"{RUNS_MAX} or more" if needed >= RUNS_MAX else f"{needed}"
 
 
-def why_not_shown(gained: Gain, family: Family) -> str:
+def why_not_shown(gained: Gain, family: Family, unit: str) -> str:
     if p_value_of(gained) < LEVEL:
         return family.lost()
     if gained.pairs is not None:
@@ -92,8 +92,8 @@ def why_not_shown(gained: Gain, family: Family) -> str:
         what = f"a gain of this size, or {PAIRS_SHOWN_PCT:g} % if that is more"
         return f"about {needed:,} pairs would show {what}" if needed else f"more pairs would show {what}"
     if runs_needed(gained) <= gained.estimate.n:
-        return f"these runs would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
-    return f"about {_advised(gained)} runs would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
+        return f"these {unit}s would most likely have shown a gain of {SHOWN_PCT:g} %; what was seen is less"
+    return f"about {_advised(gained)} {unit}s would show a gain of this size, or {SHOWN_PCT:g} % if that is more"
 
 
 def no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:

@@ -177,6 +177,10 @@ def joined(sides: Sequence[Side]) -> Side:
         if apart or side.primary != first.primary:
             what = apart[0].words if apart else "the primary metric differs"
             raise UsageError(f"{first.source} and {side.source} are not one side: {what}")
+        if side.values.counted_by != first.values.counted_by or side.values.beside != first.values.beside:
+            alike = side.values.beside == first.values.beside
+            what = "their tokens were counted by different tokenizers" if alike else "one is of mode paired"
+            raise UsageError(f"{first.source} and {side.source} are not one side: {what}")
         known = {k for of in side.values.values.values() for k in of} | {k for _, k in side.values.left_out}
         for k in sorted(known):
             places[number, k] = offset + k
@@ -188,14 +192,15 @@ def joined(sides: Sequence[Side]) -> Side:
         for key, of in side.values.values.items():
             values.setdefault(key, {}).update({places[number, k]: value for k, value in of.items()})
         left_out |= {(cell, places[number, k]): why for (cell, k), why in side.values.left_out.items()}
-    out = {k for _, k in left_out}
+    entering = {k for of in values.values() for k in of}
     merged = msgspec.structs.replace(
         first.values,
         values=values,
         left_out=left_out,
         no_verdict={key: why for side in sides for key, why in side.values.no_verdict.items()},
+        units={key: unit for side in sides for key, unit in side.values.units.items()},
         confidence=max(side.values.confidence for side in sides),
-        deployments={k: name for k, name in named.items() if k not in out},
+        deployments={k: name for k, name in named.items() if k in entering},
     )
     return msgspec.structs.replace(first, source="; ".join(side.source for side in sides), values=merged)
 

@@ -18,7 +18,7 @@ MORE: tuple[Known, ...] = (  # of no use in a report's table, but of use here
 )  # fmt: skip
 ASKED = tuple(known for known in (*KNOWN, *MORE) if known.take in ("sum", "count", "increase"))
 _AT_WORK = {known.name for known in KNOWN if known.quantity in ("requests_running_max", "requests_waiting_max")}
-BORN = ("_created", "process_start_time_seconds")
+BORN = "_created"  # not process_start_time_seconds, which some say in whole seconds
 REPEATED = "tp_rank"  # SGLang's ranks each tell of the whole transfer
 
 

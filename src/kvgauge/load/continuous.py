@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from kvgauge.load.arrivals import Arrivals, Due, arrivals_of
-from kvgauge.load.open import OpenLoad
+from kvgauge.load.open import OpenLoad, drain_ns_of
 from kvgauge.load.schedules import schedule
 from kvgauge.load.work import Begin, Steady
 from kvgauge.plan.records import Cell
@@ -129,6 +129,8 @@ class Continuous:
         if wanted:
             self._unsent, self._lost_ns = len(wanted), (wanted[0], wanted[-1])
             self._left -= len(wanted)
+        for due_ns in lost:
+            self._close(due_ns)
         self._look()
         return lost
 
@@ -136,6 +138,8 @@ class Continuous:
         self._begin_ns = begin_ns
         if self._duration_ns is not None:
             self._end_ns = begin_ns + self._duration_ns
+            if isinstance(self._arrivals, OpenLoad):
+                self._arrivals.end(self._end_ns)
 
     def _within(self, due_ns: int) -> bool:
         if self._begin_ns is None or due_ns < self._begin_ns or self._left == 0:
@@ -180,7 +184,10 @@ def going_on(
     open_load: OpenLoad | None = None
     if cell.is_open:
         endless = msgspec.structs.replace(cell, requests=ENDLESS, duration_s=None)
-        open_load = OpenLoad(schedule(endless, seed=seed), slots=slots, start_ns=begin.start_ns)
+        duration_ns = None if cell.duration_s is None else round(cell.duration_s * 1e9)
+        open_load = OpenLoad(
+            schedule(endless, seed=seed), slots=slots, start_ns=begin.start_ns, drain_ns=drain_ns_of(duration_ns)
+        )
     arrivals: Arrivals = open_load or arrivals_of(
         cell.load, slots=slots, requests=ENDLESS, start_ns=begin.start_ns, stagger_ns=begin.stagger_ns
     )

@@ -91,6 +91,10 @@ class OpenLoad:
             self._freed_ns.appendleft(self._free_since_ns)
         return []
 
+    def end(self, at_ns: int) -> None:
+        """What waits so long after this moment is given up, as after an end that was known before."""
+        self._give_up_ns = at_ns + self._drain_ns
+
     def overflow(self, now_ns: int) -> list[int]:
         """The due times of all that waits, when that is more than may, or too long after the end; then nothing else
         becomes due."""

@@ -97,6 +97,9 @@ def refuse_other_capacities(value: Value, cells: Sequence[Cell]) -> None:
     for cell in cells:
         if cell.capacity is None:
             continue
+        if cell.conversation is not None:
+            why = "starts sessions at its rate, and a capacity is of single requests"
+            raise value.error(f"rate of {cell.name!r}: it {why}; give a number")
         of = by_name.get(cell.capacity.of)
         if of is None:
             near = nearest(cell.capacity.of, by_name)

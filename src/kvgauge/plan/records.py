@@ -334,6 +334,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     test: Test
     repetition: int  # 1-based; repetition k of every test is over before k + 1 of any starts
-    order: int  # 0-based place in the whole plan
+    order: int  # 0-based place in the whole plan; -1: a pilot, before all of them
     seed: int
     cells: tuple[Cell, ...]

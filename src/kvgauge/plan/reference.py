@@ -5,6 +5,7 @@ from importlib import resources
 
 import msgspec
 
+from kvgauge.failures import PlanError
 from kvgauge.models import blocks
 from kvgauge.plan.expand import prompt_tokens
 from kvgauge.plan.open import without_end
@@ -63,7 +64,16 @@ def quick(plan: Plan) -> Plan:
 
     Warm-up shrinks to one request where a run first meets a prompt of that many KV blocks: cells that follow
     on the same target find it warm. Cells whose rate a pilot has to find are left out: six pilots take minutes.
+
+    raises  PlanError for a plan that few requests say nothing of
     """
+    primary = next((cell for cell in plan.cells if cell.name == plan.primary.cell), None)
+    if primary is not None and primary.capacity is not None:
+        why = f"cell {primary.name!r} decides, and its rate needs pilots, which --quick leaves out"
+        raise PlanError(f"{why}: leave --quick away, or give it a rate", source=plan.source)
+    if plan.mode == "paired":
+        why = "a paired plan is of hundreds of pairs of requests; a few say nothing"
+        raise PlanError(f"{why}: leave --quick away, or give its cells a shorter duration_s", source=plan.source)
     cells: list[Cell] = []
     met: set[int] = set()
     most = next((_closed_slots(cell) for cell in plan.cells if cell.name == plan.primary.cell), 0)

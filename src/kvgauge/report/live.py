@@ -47,13 +47,18 @@ class Live:
         self._runs = runs
         self._run_began = time.monotonic()
         self._requests = 0
-        self._where = f"{run.test.name}, repetition {run.repetition} of {self._plan.repetitions}: starting the target"
+        self._where = f"{self._named(run)}: starting the target"
         self._draw(force=True)
 
     def on_cell(self, run: Run, cell: Cell, index: int) -> None:
         place = f"cell {cell.name} ({index + 1} of {len(run.cells)})"
-        self._where = f"{run.test.name}, repetition {run.repetition} of {self._plan.repetitions}: {place}"
+        self._where = f"{self._named(run)}: {place}"
         self._draw(force=True)
+
+    def _named(self, run: Run) -> str:
+        if run.order < 0:
+            return f"{run.test.name}, pilot"
+        return f"{run.test.name}, repetition {run.repetition} of {self._plan.repetitions}"
 
     def on_exchange(self, _exchange: Exchange) -> None:
         self._requests += 1
@@ -63,15 +68,17 @@ class Live:
 
     def on_run_over(self, run: Run, given: Sequence[RunResult]) -> None:
         took_s = time.monotonic() - self._run_began
-        self._took.setdefault(run.test.name, []).append(took_s)
-        self._runs_over += 1
+        if run.order >= 0:
+            self._took.setdefault(run.test.name, []).append(took_s)
+            self._runs_over += 1
         statuses: dict[str, int] = {}
         for result in given:
             if result.cell is not None:
                 statuses[result.status] = statuses.get(result.status, 0) + 1
         counted = ", ".join(f"{count} {status}" for status, count in statuses.items())
         reason = next((reason for result in given for reason in result.reasons), None)
-        line = f"[{self._runs_over}/{self._runs}] {run.test.name} #{run.repetition}: {counted} cells in {took_s:.1f} s"
+        which = f"[{self._runs_over}/{self._runs}] {run.test.name} #{run.repetition}"
+        line = f"{f'pilot of {run.test.name}' if run.order < 0 else which}: {counted} cells in {took_s:.1f} s"
         text = plain(line if reason is None else f"{line}: {reason}")
         self._console.print(text, markup=False, highlight=False)
 

@@ -18,7 +18,7 @@ from kvgauge.stats.quantiles import nearest_rank
 from kvgauge.xfer.loop import COLUMNS, Table
 from kvgauge.xfer.measure import Measured
 from kvgauge.xfer.messages import Connected, Limited
-from kvgauge.xfer.seen import Integrity, contradictions, evidence_of, expected_merged, failed
+from kvgauge.xfer.seen import Integrity, contradictions, evidence_of, expected_merged, failed, off_fabric
 from kvgauge.xfer.workload import Workload
 
 NS_PER_US, NS_PER_MS = 1e3, 1e6
@@ -85,9 +85,7 @@ def row_of(rounds: Sequence[Measured], release: tuple[int, ...], *, fabric: str 
     whole = [found for found in rounds if found.failure is None]
     integrity = summed([integrity_of(found) for found in rounds])
     evidence = evidence_of(rounds)
-    against = contradictions(rounds, integrity)
-    if fabric == "cuda" and "emulated" in evidence:
-        against += (f"UCX emulates it in software ({evidence['emulated']}): {evidence['do']}",)
+    against = (*contradictions(rounds, integrity), *off_fabric(fabric, evidence))
     return RowResult(
         name=work.name,
         backend=backend,

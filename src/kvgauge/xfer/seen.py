@@ -67,6 +67,20 @@ def contradictions(rounds: Sequence[Measured], integrity: Integrity) -> tuple[st
     return tuple(said)
 
 
+def off_fabric(fabric: str, evidence: dict[str, str]) -> tuple[str, ...]:
+    """What UCX's own tables say against the fabric that was asked for, where TCP stands beside it."""
+    if fabric not in ("cuda", "shm"):
+        return ()
+    if "emulated" in evidence:
+        do = evidence.get("do", "name another fabric")
+        return (f"UCX emulates it in software ({evidence['emulated']}): {do}",)
+    rows = evidence.get("protocol", "")
+    if fabric == "shm" and (not rows or "tcp/" in rows):
+        seen = f"moves it otherwise ({rows})" if rows else "does not say how it moves it"
+        return (f"fabric shm was asked for, and UCX {seen}",)
+    return ()
+
+
 def evidence_of(rounds: Sequence[Measured]) -> dict[str, str]:
     values: dict[str, list[str]] = {}
     for found in rounds:
