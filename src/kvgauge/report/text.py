@@ -68,7 +68,7 @@ def _title(results: Results) -> "Iterator[RenderableType]":
     if results.plan.get("mode") == "paired":
         yield Text(PAIRED, style="yellow")
     if results.ended:
-        yield Text(plain(f"ended {results.ended}; intervals of gains are at 96 % for it, so that they hold at 95 %"))
+        yield Text(plain(f"ended {results.ended}; intervals of gains are wider for it, so that they hold at 95 %"))
     if results.scope:
         yield Text(plain(f"about {results.scope}"), style="yellow")
     yield from _rehearsal(results)
