@@ -9,7 +9,7 @@ import pytest
 
 from fake_cuda import FakeCuda
 from kvgauge.builds.records import Build
-from kvgauge.failures import TransferError
+from kvgauge.failures import TargetError, TransferError
 from kvgauge.xfer import answers, staging
 from kvgauge.xfer import measure as measuring
 from kvgauge.xfer import worker as working
@@ -17,7 +17,7 @@ from kvgauge.xfer.cuda import Device
 from kvgauge.xfer.figures import row_of
 from kvgauge.xfer.loop import COLUMNS
 from kvgauge.xfer.measure import ORDER, Pace, measure
-from kvgauge.xfer.messages import Failed, WorkerSpec
+from kvgauge.xfer.messages import Failed, Step, WorkerSpec
 from kvgauge.xfer.places import Crew, Here
 from kvgauge.xfer.workload import Workload
 
@@ -324,6 +324,32 @@ def test_whatever_nixl_refuses_is_said_with_who_and_when(conducted, nixl_class, 
 def test_a_worker_that_is_killed_is_named(conducted):
     found = conducted(WORK, dies=("target-0",), pace=Pace(timeout_s=1.0))
     assert found.failure.startswith("target-0 was killed by signal 9")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (("initiator-0", "target-0"), "initiator-0, starting: NIXL_ERR_NOT_FOUND"),
+        (("initiator-0",), "target-0 ended with exit code 0; then initiator-0, starting: NIXL_ERR_NOT_FOUND"),
+    ],
+)
+def test_an_end_comes_before_the_reason_of_the_other_side_unless_it_has_a_reason_of_its_own(said, expected):
+    class Ended:
+        """A place whose target has ended; what workers said is still on its way."""
+
+        def __init__(self):
+            self.left = [(name, Failed("NIXL_ERR_NOT_FOUND")) for name in said]
+
+        def hear(self, _wait_s):
+            return self.left.pop(0) if self.left else None
+
+        def trouble(self):
+            return "target-0 ended with exit code 0"
+
+    place = Ended()
+    with pytest.raises(TargetError) as caught:
+        Crew(place, place).wait(["initiator-0", "target-0"], Step, 5)
+    assert str(caught.value) == expected
 
 
 def test_numbers_stand_when_only_connecting_again_fails(conducted, nixl_class):

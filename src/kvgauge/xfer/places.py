@@ -229,12 +229,17 @@ class Crew:
     def _other_end(self, failed: str) -> str:
         """A worker often fails because the other side has ended: then that comes first.
 
-        Its peer hears of an end before its parent can: sockets are closed first.
+        Its peer hears of an end before its parent can: sockets are closed first. One that ended because it
+        failed too, and said so, explains nothing.
         """
+        told = {failed}
         until = time.monotonic() + END_HEARD_S
         while True:
+            for place in self.places:
+                while (heard := place.hear(0)) is not None:
+                    told |= {heard[0]} if isinstance(heard[1], Failed) else set()
             ends = [how for place in self.places if (how := place.trouble()) is not None]
-            others = [how for how in ends if not how.startswith(f"{failed} ")]
+            others = [how for how in ends if how.split(" ", 1)[0] not in told]
             if others or time.monotonic() > until:
                 return f"{others[0]}; then " if others else ""
             time.sleep(0.02)
