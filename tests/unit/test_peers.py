@@ -212,11 +212,42 @@ def test_a_vllm_load_is_called_what_it_was(vllm_file, asked, name, load):
 
 def test_every_row_of_nixlbench_is_a_cell(nixlbench_file):
     pieces = nixlbench.read(nixlbench_file, source="here")
-    assert [piece.cell.name for piece in pieces] == ["4096B-x1", "1048576B-x1", "67108864B-x1"]
+    assert [piece.cell.name for piece in pieces] == [
+        "4096B-x1-WRITE-VRAM",
+        "1048576B-x1-WRITE-VRAM",
+        "67108864B-x1-WRITE-VRAM",
+    ]
     assert [piece.metrics["bandwidth_gb_s"].point for piece in pieces] == [0.106944, 9.361, 22.96]
     assert [piece.metrics["wait_us_p99"].n for piece in pieces] == [1008, 1008, 63]  # fewer for blocks above 1 MiB
     assert pieces[0].metrics["wait_us_p99"].low is None
     assert pieces[0].metrics["post_us_mean"].unit == "us"
+
+
+@pytest.mark.parametrize(
+    "stamp", ["[2026-07-28T10:17:33.487Z] ", "2026-07-28T10:17:33.487123456Z ", "2026-07-28T10:17:33+02:00 "]
+)
+def test_a_log_that_stamps_each_line_is_read_as_the_table_it_holds(nixlbench_file, stamp):
+    stamped = b"".join(stamp.encode() + line + b"\n" for line in nixlbench_file.splitlines())
+    assert nixlbench.read(stamped, source="here") == nixlbench.read(nixlbench_file, source="here")
+
+
+def test_each_start_in_a_log_has_a_configuration_of_its_own(nixlbench_file):
+    read = nixlbench_file.replace(b": WRITE", b": READ").replace(b": LIBFABRIC", b": UCX").replace(b": 1008", b": 208")
+    first, *_, last = nixlbench.read(nixlbench_file + b"+ true\n" + read, source="here")
+    assert (first.cell.name, first.metrics["wait_us_p99"].n) == ("4096B-x1-WRITE-VRAM", 1008)
+    assert (last.cell.name, last.metrics["wait_us_p99"].n) == ("67108864B-x1-READ-VRAM", 13)
+    assert ("claimed_backend", "UCX") in {(fact.name, fact.value) for fact in last.claims}
+    assert ("claimed_backend", "LIBFABRIC") in {(fact.name, fact.value) for fact in first.claims}
+
+
+def test_two_backends_of_nixlbench_are_no_repetitions_of_one_test(nixlbench_file, tmp_path):
+    both = nixlbench_file + nixlbench_file.replace(b": LIBFABRIC", b": UCX")
+    with pytest.raises(UsageError, match=r"not asked for alike: backend \(LIBFABRIC, UCX\)"):
+        write_run(nixlbench.read(both, source="here"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    twice = nixlbench_file + nixlbench_file.replace(b"0.106944", b"0.206944")
+    results = write_run(nixlbench.read(twice, source="here"), tmp_path / "out")
+    assert {run.repetition for run in results.tests[0].runs} == {1, 2}
 
 
 def test_nixlbench_of_several_pairs_has_two_columns_more():
@@ -317,7 +348,7 @@ def test_without_out_the_folder_lies_beside_the_runs_and_latest_stays(samples_fo
 def test_nixlbench_is_reported_as_transfers(samples_folder, tmp_path, capsys):
     assert main(["import", str(samples_folder / "nixlbench-form.txt"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "67108864B-x1" in printed
+    assert "67108864B-x1-WRITE-VRAM" in printed
     assert "2,923" in printed
     assert "time to first token" not in printed
 

@@ -5,6 +5,7 @@ found by their heads, since versions differ in them. 1 GB is 10^9 bytes.
 """
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -35,8 +36,11 @@ CLAIMS = (  # of the configuration; others may hold keys and paths, and stay out
     "total_buffer_size", "num_initiator_dev", "num_target_dev", "num_iter", "warmup_iter", "large_blk_iter_ftr",
     "num_threads",
 )  # fmt: skip
+_CELL = ("op_type", "initiator_seg_type", "target_seg_type")  # a cell's name has them
+ALIKE = tuple(name for name in CLAIMS if name not in (*_CELL, "runtime_type", "num_iter", "warmup_iter"))
 _OPTION = re.compile(r"\(--(\w+)(?:=[^)]*)?\)\s*:\s*(.*)$")
 _ROW = re.compile(r"\d+\s")
+_STAMP = re.compile(r"^\[?\d{4}-\d\d-\d\dT[\d:.,]+(?:Z|[+-]\d\d:?\d\d)?\]?\s*")  # kubectl logs --timestamps, Jenkins
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -46,35 +50,54 @@ class Line(msgspec.Struct, frozen=True):
     values: dict[str, float]
 
 
+class Table(msgspec.Struct):
+    """One start of nixlbench: its configuration, the heads of its table, its rows."""
+
+    options: dict[str, str]
+    heads: list[str] | None = None
+    rows: list[Line] = msgspec.field(default_factory=list)
+
+
 def read(data: bytes, *, source: str) -> list[Piece]:
-    """One piece for each row.
+    """One piece for each row, of each table: a log may hold several starts, one after the other.
 
     raises  SamplesError that names the line
     """
-    options: dict[str, str] = {}
-    heads: list[str] | None = None
-    rows: list[Line] = []
+    tables, rows = [Table({})], 0
     for count, raw in enumerate(data.split(b"\n"), 1):
-        text = raw[:LINE_CHARS_MAX].decode("utf-8", "replace").strip()
+        text = _STAMP.sub("", raw[:LINE_CHARS_MAX].decode("utf-8", "replace").strip())
+        table = tables[-1]
+        option = _OPTION.search(text)
         if HEAD in text:
-            heads = _heads(text[text.index(HEAD) :], f"{source}:{count}")
-        elif heads is None:
-            option = _OPTION.search(text)
-            if option is not None and option[1] in CLAIMS:
-                options[option[1]] = option[2].strip()[:100]
-        elif _ROW.match(text + " "):
-            rows.append(Line(count, _values(text, heads, f"{source}:{count}")))
-            if len(rows) > ROWS_MAX:
+            if table.heads is not None:  # its configuration is the one before, unless it printed another
+                tables.append(table := Table(dict(table.options)))
+            table.heads = _heads(text[text.index(HEAD) :], f"{source}:{count}")
+        elif option is not None:
+            if table.heads is not None:
+                tables.append(table := Table({}))
+            if option[1] in CLAIMS:
+                table.options[option[1]] = option[2].strip()[:100]
+        elif table.heads is not None and _ROW.match(text + " "):
+            table.rows.append(Line(count, _values(text, table.heads, f"{source}:{count}")))
+            rows += 1
+            if rows > ROWS_MAX:
                 raise SamplesError(f"{source}: more than {ROWS_MAX:,} rows; import a part of it")
-    if heads is None:
+    if all(table.heads is None for table in tables):
         raise SamplesError(f"{source} holds no table of nixlbench's: no line has {HEAD!r}")
     if not rows:
         raise SamplesError(
             f"{source} has the head of nixlbench's table and no row below it; did it end before the first?"
         )
-    claims = tuple(Fact(name=f"claimed_{name}", value=value, shown_by=f"nixlbench's configuration, {source}")
-                   for name, value in options.items())  # fmt: skip
-    return [_piece(line, options, claims, source) for line in rows]
+    return [_piece(line, table.options, source) for table in tables for line in table.rows]
+
+
+def differing(pieces: Sequence[Piece]) -> str | None:
+    """What these results were not asked for alike, so that they are no repetitions of one test; None: nothing."""
+    for name in ALIKE:
+        found = {fact.value for piece in pieces for fact in piece.claims if fact.name == f"claimed_{name}"}
+        if len(found) > 1:
+            return f"{name} ({', '.join(sorted(found))})"
+    return None
 
 
 def _heads(text: str, where: str) -> list[str]:
@@ -104,7 +127,7 @@ def _values(text: str, heads: list[str], where: str) -> dict[str, float]:
     return values
 
 
-def _piece(line: Line, options: dict[str, str], claims: tuple[Fact, ...], source: str) -> Piece:
+def _piece(line: Line, options: dict[str, str], source: str) -> Piece:
     block, batch = int(line.values[HEAD]), int(line.values["Batch Size"])
     iterations = _iterations(options, block)
     why = "nixlbench prints a mean or P99 over its iterations, without samples: no interval"
@@ -120,7 +143,7 @@ def _piece(line: Line, options: dict[str, str], claims: tuple[Fact, ...], source
         source=source,
         model="no model",
         cell=Cell(
-            name=f"{block}B-x{batch}",
+            name="-".join([f"{block}B", f"x{batch}", *_way(options)]),
             load="closed",
             concurrency=threads,
             requests=iterations or 1,
@@ -129,8 +152,17 @@ def _piece(line: Line, options: dict[str, str], claims: tuple[Fact, ...], source
         ),
         metrics=metrics,
         limits=tuple(_limits(options)),
-        claims=claims,
+        claims=tuple(
+            Fact(name=f"claimed_{name}", value=value, shown_by=f"nixlbench's configuration, {source}")
+            for name, value in options.items()
+        ),
     )
+
+
+def _way(options: dict[str, str]) -> list[str]:
+    """Direction and memory: a READ is never set against a WRITE, nor host memory against a GPU's."""
+    memory = dict.fromkeys(options[name] for name in ("initiator_seg_type", "target_seg_type") if name in options)
+    return [word for word in (options.get("op_type", ""), *memory) if re.fullmatch(r"\w{1,20}", word)]
 
 
 def _iterations(options: dict[str, str], block: int) -> int | None:

@@ -8,6 +8,7 @@ import msgspec
 from kvgauge import __version__
 from kvgauge.evidence.facts import Evidence, Missing
 from kvgauge.failures import UsageError
+from kvgauge.peers import nixlbench
 from kvgauge.peers.records import TOOLS, TRANSPORT, UNKNOWN, Piece
 from kvgauge.plan.read import slug
 from kvgauge.plan.records import UNOBSERVED, Cell, Plan, Primary, Test
@@ -20,13 +21,18 @@ ELSEWHERE = Missing(reason="measured by another tool, elsewhere")
 
 
 def check(pieces: Sequence[Piece], cell: str | None = None) -> None:
-    """raises UsageError when they cannot be one test: of one tool and one model, of one cell where it is to be named"""
+    """raises UsageError when they are no one test: of one tool, model, way of asking; one cell if it is named"""
     if cell is not None and len({piece.cell.name for piece in pieces}) > 1:
         raise UsageError("--cell names one cell, these files hold several: leave it away, or import them one by one")
     for field, said in (("tool", "tools"), ("model", "models")):
         found = sorted({str(getattr(piece, field)) for piece in pieces})
         if len(found) > 1:
             raise UsageError(f"these files are of different {said} ({', '.join(found)}): import them one by one")
+    if (differing := nixlbench.differing(pieces)) is not None:
+        raise UsageError(
+            f"these results were not asked for alike: {differing}; runs of one test are. "
+            f"Import them one by one; where one file holds them, cut it before the second configuration"
+        )
 
 
 def write_run(pieces: Sequence[Piece], folder: Path, *, test: str | None = None, cell: str | None = None) -> Results:
