@@ -56,3 +56,12 @@ def test_the_renderer_fetches_nothing():
         finally:
             server.shutdown()
     assert asked == []
+
+
+def test_a_renderer_that_crashes_is_told_by_its_signal(monkeypatch, tmp_path):
+    crash = tmp_path / "python"
+    crash.write_text("#!/bin/sh\necho '# Fatal error in V8' >&2\nkill -SEGV $$\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(crash))
+    with pytest.raises(ReportError, match="was killed by signal 11: # Fatal error in V8"):
+        charts.svg({"data": {"values": []}, **POINT})

@@ -11,7 +11,7 @@ from kvgauge.xfer.results import Saved
 from kvgauge.xfer.series import common_of, sweep_of
 
 FOOT_LINE = 15  # pixels
-FOOT_LETTERS = 150
+FOOT_LETTERS = 168
 NAME_MAX, REASON_MAX, WRONG_MAX = 64, 280, 12
 REHEARSAL = "rehearsal:"  # a note that begins so stands in the head
 UNSAID = (REHEARSAL, "libfabric's tcp provider listens")  # the latter says nothing about figures

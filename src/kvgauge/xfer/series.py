@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kvgauge.xfer.figures import RowResult
 from kvgauge.xfer.workload import Workload, size_text
 
+USUAL = ("blocks", "depth 1", "1 thread")  # goes without saying
 DASHES_MAX = 4  # more are not told apart: then each value has a panel of its own
 DIMENSIONS: Mapping[str, Callable[[Workload], str]] = {
     "size": lambda work: size_text(work.block_bytes),
@@ -89,12 +90,9 @@ def _panel(said: str, lines: Mapping[tuple[str, str], Sequence[RowResult]], dash
 def common_of(rows: Sequence[RowResult]) -> list[str]:
     """What every row shares, for the head of the page."""
     names = ("operation", "pattern", "strategy", "depth", "threads")
-    said = [found[0] for name in names if len(found := _values(rows, name)) == 1 and found[0] not in _USUAL]
+    said = [found[0] for name in names if len(found := _values(rows, name)) == 1 and found[0] not in USUAL]
     works = [row.workload for row in rows]
     said += sorted({work.memory for work in works})
     said += sorted({f"{work.initiators} initiators to 1 target" for work in works if work.initiators > 1})
     said += sorted({f"1 initiator to {work.targets} targets" for work in works if work.targets > 1})
     return said
-
-
-_USUAL = ("blocks", "depth 1", "1 thread")
