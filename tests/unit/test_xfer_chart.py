@@ -239,6 +239,12 @@ def test_the_head_says_build_fabric_host_and_the_rehearsal_in_the_pages_own_word
     assert "Note: 4 processes poll on 2 cores" in said(efa)
 
 
+def test_rounds_that_are_fewer_than_asked_for_are_told():
+    works = workloads_of(Asked(**SWEEP))
+    under = chart(saved([row(works[0]), row(works[1], rounds=1), failed(works[2])]))["title"]["subtitle"]
+    assert "0 to 3 of 3 rounds a row" in under[1]
+
+
 @cache
 def schema():
     path = Path(alt.__file__).parent / "vegalite" / "v6" / "schema" / "vega-lite-schema.json"

@@ -350,7 +350,7 @@ def test_an_interrupted_run_keeps_what_was_found(commanded, capsys):
     said = capsys.readouterr()
     assert "interrupted: what follows" in said.err
     assert said.out.splitlines()[-1] == f"chart: {out / 'chart.svg'}"
-    assert "1 round a row" in (out / "chart.svg").read_text()
+    assert "1 of 2 rounds a row" in (out / "chart.svg").read_text()
     assert [row["rounds"] for row in json.loads((out / "results.json").read_text())["rows"]] == [1, 1]
 
 

@@ -16,5 +16,8 @@ def drawn(data: bytes, folder: Path) -> Path | None:
         return write_chart(folder, chart(decode(data, RESULTS)))
     except Exception as error:
         why = str(error) if isinstance(error, KvgaugeError) else f"{type(error).__name__}: {error}"
-    print(f"kvgauge: no chart: {plain(why)[:400]}. `kvgauge report {plain(str(folder))}` tries again", file=sys.stderr)
+    print(
+        f"kvgauge: no chart: {plain(why)[:400].rstrip('.')}. `kvgauge report {plain(str(folder))}` tries again",
+        file=sys.stderr,
+    )
     return None

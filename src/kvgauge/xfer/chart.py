@@ -45,15 +45,17 @@ def under_of(saved: Saved) -> list[str]:
     machine = saved.machine
     host, processor, system = (elided(machine.get(name, "?"), NAME_MAX) for name in ("host", "processor", "system"))
     identity = f"build identity {str(saved.build.get('identity', '?'))[:12]}"
-    how = f"{', '.join(common_of(saved.rows))}; {rounds_said(saved.rows)}"
+    how = f"{', '.join(common_of(saved.rows))}; {rounds_said(saved.rows, saved.rounds)}"
     warnings = [note for note in saved.notes if note.startswith(REHEARSAL)]
     return [*warnings, f"{how}; host {host}, {processor}, {system}; {identity}"]
 
 
-def rounds_said(rows: Sequence[RowResult]) -> str:
+def rounds_said(rows: Sequence[RowResult], asked: int) -> str:
+    """Rounds that came to their end; where they are fewer than were asked for, so it stands."""
     counts = sorted({row.rounds for row in rows})
     said = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{said} round{'' if counts == [1] else 's'} a row"
+    said += "" if counts == [asked] else f" of {asked}"
+    return f"{said} round{'' if said == '1' else 's'} a row"
 
 
 def foot_of(saved: Saved) -> Iterator[str]:

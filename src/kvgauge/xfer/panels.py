@@ -1,4 +1,4 @@
-"""A sweep of block sizes or counts, small multiples: bandwidth and P50 time against the bytes of a transfer. Pure."""
+"""A sweep of block sizes or counts, small multiples: bandwidth and P50 latency over the bytes of a transfer. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ BANDWIDTH = Measure(
     words=PLAIN,
     limits=(("stream_gb_s", "plain TCP stream"), ("copy_gb_s", "memory copy")),
 )
-LATENCY = Measure(key="latency_us_p50", said="time of a transfer, P50", words=MICROSECONDS, log=True)
+LATENCY = Measure(key="latency_us_p50", said="latency of a transfer, P50", words=MICROSECONDS, log=True)
 MEASURES = (BANDWIDTH, LATENCY)
 
 
