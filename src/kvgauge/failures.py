@@ -47,5 +47,9 @@ class SamplesError(KvgaugeError):
     """Samples cannot be written or read."""
 
 
+class ReportError(KvgaugeError):
+    """What was found cannot be shown as asked; it is on disk all the same."""
+
+
 class TooFewSamples(ValueError):
     """A statistic was asked for that this many samples cannot give."""

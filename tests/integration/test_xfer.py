@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -60,6 +61,10 @@ def test_a_models_paged_kv_arrives_whole_and_every_figure_is_there(tmp_path, bac
     assert sum(table["measured"]) == 4
     assert (np.array(table["done_ns"]) > np.array(table["posted_ns"])).all()
     assert (tmp_path / "out" / "results.json").read_text() == (tmp_path / "r.json").read_text()
+    assert done.stdout.splitlines()[-1] == f"chart: {tmp_path / 'out' / 'chart.svg'}"
+    drawn = "".join(ET.parse(tmp_path / "out" / "chart.svg").getroot().itertext())
+    assert "rehearsal: fabric tcp; what is measured here does not transfer to EFA" in drawn
+    assert f"Every byte was compared: {(1 + 1 + 4 + 1) * blocks:,} blocks, 0 wrong." in drawn
 
 
 def test_a_worker_that_is_killed_ends_its_row_with_a_reason_and_the_next_row_is_measured():

@@ -50,6 +50,7 @@ PURE = ("failures", "judge", "capacity", "models", "backends", "plan", "kv.layou
         "evidence.sums", "evidence.transport", "evidence.nvml", "prove.answers", "prove.judge", "prove.page",
         "query.views", "peers.aiperf", "peers.vllm", "peers.nixlbench", "peers.records",
         "serve.openai", "serve.compute", "serve.cold", "serve.blocks", "serve.vocabulary",
+        "report.axes", "report.marks", "xfer.series", "xfer.panels", "xfer.dots", "xfer.chart",
         "xfer.workload", "xfer.signals", "xfer.image", "xfer.fabric", "xfer.asked", "xfer.figures",
         "xfer.seen")  # fmt: skip
 XFER_WORKER = tuple(f"xfer.{name}" for name in
@@ -156,10 +157,17 @@ def test_help_imports_nothing_heavy(argument):
     code = (
         "import sys\nfrom kvgauge.cli.main import main\n"
         f"try:\n    main([{argument!r}])\nexcept SystemExit:\n    pass\n"
-        "print(*sorted(set(sys.modules) & {'numpy', 'scipy', 'pyarrow', 'rich', 'zmq', 'yaml', 'msgspec', 'duckdb'}))"
+        "print(*sorted(set(sys.modules) & {'numpy', 'scipy', 'pyarrow', 'rich', 'zmq', 'yaml', 'msgspec', 'duckdb', 'vl_convert'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_the_renderer_is_loaded_in_its_own_process_alone():
+    loaded = {name for name, tree in modules() if "vl_convert" in set(imported(tree))}
+    assert loaded == {"report.charts"}
+    at_once = {name for name, tree in modules() if {"vl_convert", "altair"} & set(imported(tree, top_level_only=True))}
+    assert at_once == set()
 
 
 def test_files_stay_short():

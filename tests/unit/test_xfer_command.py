@@ -9,7 +9,7 @@ import pytest
 from kvgauge.builds.records import Build
 from kvgauge.cli import xfer as command
 from kvgauge.cli.main import main
-from kvgauge.failures import TransferError, UsageError
+from kvgauge.failures import ReportError, TransferError, UsageError
 from kvgauge.xfer import limits
 from kvgauge.xfer.asked import REFERENCE, ROWS_MAX, Asked, workloads_of
 from kvgauge.xfer.fabric import default_fabric, environment, read_extra
@@ -208,12 +208,18 @@ def test_a_stream_that_never_comes_is_not_waited_for_without_end(monkeypatch):
         limits.take_stream(limits.listen("127.0.0.1"), b"x" * 16)
 
 
+def drawing(spec):
+    """A renderer that takes no seconds: the rows it was told of, and no picture."""
+    return json.dumps(spec).encode()
+
+
 @pytest.fixture
 def commanded(monkeypatch, tmp_path):
     """`kvgauge xfer` whose measurements are made up: fails(number, name) says which do not end well."""
     build = Build(name="1.5.0", version="1.5.0", folder="", module="", preload=(), libcuda="", sha256={"libnixl": "ab"})
     monkeypatch.setattr("kvgauge.builds.own.find", lambda *_: build)
     monkeypatch.setattr("kvgauge.xfer.tools.beside", lambda *_: [])
+    monkeypatch.setattr("kvgauge.report.charts.svg", drawing)
 
     def go(*argv, fails=lambda _number, _name: None):
         def one(_crew, number, backend, work, _pace, **_how):
@@ -246,9 +252,83 @@ def test_what_was_measured_is_printed_written_and_ends_with_0(commanded, tmp_pat
     assert (out / "logs" / "r2-1-x-64-b-UCX-target-0.log").read_text() == "a line\n"
 
 
-def test_json_on_standard_output_is_json_alone(commanded, capsys):
-    assert commanded("--json", "-")[0] == 0
-    assert json.loads(capsys.readouterr().out)["integrity"]["right"]
+def test_json_on_standard_output_is_json_alone_and_the_chart_is_named_elsewhere(commanded, capsys):
+    code, out = commanded("--json", "-")
+    said = capsys.readouterr()
+    assert code == 0
+    assert json.loads(said.out)["integrity"]["right"]
+    assert said.err.splitlines()[-1] == f"chart: {out / 'chart.svg'}"
+
+
+def test_a_session_leaves_a_chart_and_says_last_where_it_lies(commanded, capsys):
+    _, out = commanded()
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"results: {out}", f"chart: {out / 'chart.svg'}"]
+    assert "kvgauge xfer: NIXL 1.5.0, fabric tcp" in (out / "chart.svg").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["chart.svg", "logs", "results.json", "timings"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ReportError("vl-convert was killed by signal 9: no word"), "vl-convert was killed by signal 9"),
+     (OSError(28, "No space left on device"), "No space left on device"), (KeyError("row"), "KeyError: 'row'")],
+)  # fmt: skip
+@pytest.mark.parametrize(("fails", "code"), [(None, 0), ("it hung", 3)])
+def test_a_chart_that_fails_is_one_line_and_neither_results_nor_exit_code_know_of_it(
+    commanded, monkeypatch, capsys, error, told, fails, code
+):
+    def broken(_spec):
+        raise error
+
+    monkeypatch.setattr("kvgauge.report.charts.svg", broken)
+    ended, out = commanded(fails=lambda _number, name: fails if "128" in name else None)
+    said = capsys.readouterr()
+    assert ended == code
+    (line,) = [line for line in said.err.splitlines() if "chart" in line]
+    assert line.startswith("kvgauge: no chart: ")
+    assert told in line
+    assert line.endswith(f"`kvgauge report {out}` tries again")
+    assert said.out.splitlines()[-1] == f"results: {out}"
+    assert len(json.loads((out / "results.json").read_text())["rows"]) == 2
+
+
+def test_a_folder_is_shown_again_and_its_chart_drawn_again(commanded, capsys):
+    _, out = commanded(fails=lambda _number, name: "it hung" if "128" in name else None)
+    first = capsys.readouterr().out
+    (out / "chart.svg").unlink()
+    assert main(["report", str(out)]) == 0
+    again = capsys.readouterr().out
+    assert again.splitlines()[-1] == f"chart: {out / 'chart.svg'}"
+    assert "note: rehearsal: fabric tcp" in again
+    assert again.partition("note: ")[0] == first.partition("results: ")[0]
+    assert "FAILED round 1: it hung" in (out / "chart.svg").read_text()
+    assert main(["report", str(out), "--json"]) == 0
+    assert capsys.readouterr().out == (out / "results.json").read_text()
+
+
+def test_a_results_file_by_itself_is_shown_and_nothing_is_written_beside_it(commanded, tmp_path, capsys):
+    commanded("--json", str(tmp_path / "r.json"))
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "r.json")]) == 0
+    assert "n=2 rounds" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--reference"])
+def test_what_only_run_has_is_refused_for_xfer(commanded, capsys, flag):
+    _, out = commanded()
+    assert main(["report", str(out), flag]) == 2
+    assert f"{flag} goes with kvgauge run's" in capsys.readouterr().err
+
+
+def test_results_that_this_kvgauge_cannot_read_are_refused_with_the_reason(tmp_path, capsys):
+    for text, told in (
+        ('{"kind": "xfer", "schema": 9}', "has schema 9"),
+        ('{"kind": "xfer", "schema": 1}', "is not what kvgauge xfer wrote"),
+    ):
+        (tmp_path / "results.json").write_text(text)
+        assert main(["report", str(tmp_path)]) == 3
+        assert told in capsys.readouterr().err
 
 
 def test_a_row_that_failed_ends_with_3_and_the_other_rows_are_there(commanded, capsys):
@@ -267,7 +347,10 @@ def test_an_interrupted_run_keeps_what_was_found(commanded, capsys):
 
     code, out = commanded(fails=fails)
     assert code == 130
-    assert "interrupted: what follows" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "interrupted: what follows" in said.err
+    assert said.out.splitlines()[-1] == f"chart: {out / 'chart.svg'}"
+    assert "1 of 2 rounds a row" in (out / "chart.svg").read_text()
     assert [row["rounds"] for row in json.loads((out / "results.json").read_text())["rows"]] == [1, 1]
 
 

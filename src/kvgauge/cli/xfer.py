@@ -270,6 +270,9 @@ def _report(
     notes: "Sequence[str]",
 ) -> bool:
     """Print and write; whether every row is whole and right. raises SamplesError"""
+    import sys
+
+    from kvgauge.cli.charts import drawn
     from kvgauge.report.text import page
     from kvgauge.samples.disk import write_whole
     from kvgauge.xfer.results import document
@@ -281,6 +284,7 @@ def _report(
     tools = beside(setting.workloads, setting.backends) if args.connect is None else []
     text = document(rows, ratios, tools, setting=setting, build=build, args=_kept(args), notes=notes)
     folder.write_results(text)
+    chart = drawn(text, folder.path)
     if args.json is not None and str(args.json) == "-":
         print(text.decode())
     else:
@@ -290,6 +294,8 @@ def _report(
         if args.json is not None:
             write_whole(args.json, text)
         print(f"results: {folder.path}")
+    if chart is not None:
+        print(f"chart: {chart}", file=sys.stderr if str(args.json) == "-" else sys.stdout)
     return bool(rows) and all(row.valid and not row.failures for row in rows)
 
 

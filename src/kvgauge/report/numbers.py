@@ -58,5 +58,13 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
+def elided(text: str, most: int) -> str:
+    """At most so many characters, the middle left out: of a path both ends tell most."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - 1 - head) :]}"
+
+
 def superscript(index: int) -> str:
     return str(index).translate(SUPERSCRIPTS)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kvgauge.samples.disk import disk_errors, write_whole
 from kvgauge.xfer.measure import ORDER, Measured
 
 SCHEMA = 1
+RESULTS, CHART = "results.json", "chart.svg"
 LOG_BYTES_MAX = 1 << 20
 
 
@@ -57,7 +59,16 @@ class Folder:
 
     def write_results(self, text: bytes) -> None:
         """raises SamplesError"""
-        write_whole(self.path / "results.json", text)
+        write_whole(self.path / RESULTS, text)
+
+
+def write_chart(folder: Path, spec: Mapping[str, object]) -> Path:
+    """raises ReportError when it cannot be drawn, SamplesError when it cannot be written"""
+    from kvgauge.report.charts import svg
+
+    path = folder / CHART
+    write_whole(path, svg(spec))
+    return path
 
 
 def slug(name: str) -> str:
