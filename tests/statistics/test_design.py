@@ -17,6 +17,7 @@ from kvgauge.stats.design import (
     power_of,
     runs_for,
     spread_bound,
+    spreads_of_arm,
 )
 from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, gain
 
@@ -77,7 +78,7 @@ def test_the_variances_of_deployments_and_runs_are_told_apart():
     rng, deploys, runs = random.Random(9), [], []
     for _ in range(300):
         pilot = [[base + rng.gauss(0, 0.02) for _ in range(4)] for base in (rng.gauss(0, 0.06) for _ in range(8))]
-        found = levels(pilot, 5, "lower", deploy_s=900, run_s=60)
+        found = levels(spreads_of_arm(pilot), 5, "lower", deploy_s=900, run_s=60)
         deploys.append(found.s2_deploy)
         runs.append(found.s2_run)
     assert sum(runs) / 300 == pytest.approx(0.02**2, rel=0.05)
@@ -87,7 +88,7 @@ def test_the_variances_of_deployments_and_runs_are_told_apart():
 def test_dear_deployments_get_more_runs_each_and_noisy_ones_fewer():
     rng = random.Random(4)
     pilot = [[base + rng.gauss(0, 0.05) for _ in range(4)] for base in (rng.gauss(0, 0.02) for _ in range(6))]
-    cheap, dear = (levels(pilot, 5, "lower", deploy_s=cost, run_s=60, gpus=8) for cost in (60, 1200))
+    cheap, dear = (levels(spreads_of_arm(pilot), 5, "lower", deploy_s=cost, run_s=60, gpus=8) for cost in (60, 1200))
     assert dear.runs > cheap.runs
     assert dear.gpu_hours == pytest.approx(8 * dear.hours)
     assert dear.hours == pytest.approx(2 * dear.deployments * (1200 + 60 * dear.runs) / 3600)
@@ -95,12 +96,12 @@ def test_dear_deployments_get_more_runs_each_and_noisy_ones_fewer():
 
 def test_deployments_that_do_not_differ_need_no_more_than_runs():
     pilot = [[0.0, 0.1], [0.1, 0.0], [0.05, 0.05]]
-    assert levels(pilot, 5, "lower", deploy_s=900, run_s=60).s2_deploy == 0
+    assert levels(spreads_of_arm(pilot), 5, "lower", deploy_s=900, run_s=60).s2_deploy == 0
 
 
 def test_one_deployment_tells_nothing_of_deployments():
     with pytest.raises(TooFewSamples):
-        levels([[0.1, 0.2, 0.3]], 5, "lower", deploy_s=900, run_s=60)
+        spreads_of_arm([[0.1, 0.2, 0.3]])
 
 
 def test_arms_alternate_so_that_a_drift_cancels():

@@ -6,7 +6,7 @@ from math import log, sqrt
 import pytest
 
 from calibrate.levels import nest
-from kvgauge.stats.design import levels
+from kvgauge.stats.design import levels, spreads_of_arm
 from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, unpaired_gain
 
 COMPARISONS = 400
@@ -31,7 +31,7 @@ def test_a_planted_tenth_is_found_nine_times_in_ten_with_the_deployments_that_we
         ]
 
     for _ in range(plans):
-        made = levels(arm(0, 5, 4), 10, "lower", deploy_s=600, run_s=120)
+        made = levels(spreads_of_arm(arm(0, 5, 4)), 10, "lower", deploy_s=600, run_s=120)
         sides = [
             [2.718281828 ** (sum(runs) / len(runs)) for runs in arm(level, made.deployments, made.runs)]
             for level in (0, log(0.9))

@@ -83,7 +83,7 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
         raise UsageError(f"--gain {args.gain}: expected a percentage above 0 and below 100, as in 5%")
     pilots = [(results.read(path), str(path)) for path in args.pilot]
     if has_deployments(pilots):
-        return _propose_deployments(args, pilots, gain_pct, estimate_s(plan) / plan.repetitions / len(plan.tests))
+        return _propose_deployments(args, pilots, gain_pct, plan)
     if len(pilots) > 1:
         raise UsageError("no runs of these folders share a deployment: a pilot is one folder then")
     if args.deploy_minutes is not None or args.gpus:
@@ -103,10 +103,11 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
 
 
 def _propose_deployments(
-    args: argparse.Namespace, pilots: "list[tuple[Results, str]]", gain_pct: float, run_s: float
+    args: argparse.Namespace, pilots: "list[tuple[Results, str]]", gain_pct: float, plan: "Plan"
 ) -> int:
     """How many deployments, and runs on each. Exit code 4 when the pilot cannot say."""
     from kvgauge.failures import UsageError
+    from kvgauge.plan.expand import estimate_s
     from kvgauge.report.against import primary_of
     from kvgauge.report.pilot import Cost, propose_deployments, render_deployments
     from kvgauge.report.text import page
@@ -118,8 +119,9 @@ def _propose_deployments(
         )
     if args.budget is not None:
         raise UsageError("--budget counts repetitions; with deployments, set --deploy-minutes and read the hours")
+    run_s = estimate_s(plan) / plan.repetitions / len(plan.tests)
     cost = Cost(deploy_s=60 * args.deploy_minutes, run_s=run_s, gpus=args.gpus)
-    found = propose_deployments(pilots, gain_pct, cost)
+    found = propose_deployments(pilots, gain_pct, cost, planned=plan.tests)
     if args.json:
         import msgspec
 
