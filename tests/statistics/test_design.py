@@ -18,6 +18,8 @@ from kvgauge.stats.design import (
     runs_for,
     spread_bound,
     spreads_of_arm,
+    spreads_of_arms,
+    spreads_of_blocks,
 )
 from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, gain
 
@@ -83,6 +85,40 @@ def test_the_variances_of_deployments_and_runs_are_told_apart():
         runs.append(found.s2_run)
     assert sum(runs) / 300 == pytest.approx(0.02**2, rel=0.05)
     assert sum(deploys) / 300 == pytest.approx(0.06**2, rel=0.1)
+
+
+def test_what_the_two_deployments_of_a_block_share_is_no_spread_of_theirs():
+    rng, left, apart, runs = random.Random(9), [], [], []
+    for _ in range(300):
+        machine = [rng.gauss(0, 0.2) for _ in range(8)]
+        blocks = [
+            tuple([base + rng.gauss(0, 0.02) for _ in range(4)] for base in (common + rng.gauss(0, 0.06) for _ in "AB"))
+            for common in machine
+        ]
+        found = spreads_of_blocks(blocks)
+        left.append(found.s2_deploy)
+        runs.append(found.s2_run)
+        apart.append(spreads_of_arms([one for one, _ in blocks], [other for _, other in blocks]))
+    assert found.freedom == 7
+    assert sum(runs) / 300 == pytest.approx(0.02**2, rel=0.05)
+    assert sum(left) / 300 == pytest.approx(0.06**2, rel=0.1)
+    assert sum(one.s2_deploy for one in apart) / 300 == pytest.approx(0.2**2 + 0.06**2, rel=0.1)
+    assert all(7 <= one.freedom <= 14 for one in apart)
+
+
+def test_the_spread_of_a_block_is_that_of_its_pilot_at_the_pilots_runs():
+    blocks = [([0.0, 0.1], [0.2, 0.3]), ([0.1, 0.2], [0.6, 0.5]), ([0.3, 0.3], [0.2, 0.3])]
+    differences = [0.2, 0.4, -0.05]
+    mean = sum(differences) / 3
+    spread = sqrt(sum((one - mean) ** 2 for one in differences) / 2)
+    assert spreads_of_blocks(blocks).of_block(2) == pytest.approx(spread)
+
+
+def test_blocks_without_their_other_half_or_without_a_second_run_tell_nothing():
+    with pytest.raises(TooFewSamples, match="two blocks at least"):
+        spreads_of_blocks([([0.1, 0.2], [0.3, 0.4]), ([0.1, 0.2], [])])
+    with pytest.raises(TooFewSamples):
+        spreads_of_blocks([([0.1], [0.3]), ([0.1], [0.2])])
 
 
 def test_dear_deployments_get_more_runs_each_and_noisy_ones_fewer():
