@@ -87,7 +87,9 @@ def test_what_drifts_over_all_blocks_cancels_and_would_not_between_sides():
     assert other.gain.point == pytest.approx(row.gain.point)
     assert other.gain.high - other.gain.low > 2 * (row.gain.high - row.gain.low)
     assert (apart.unit, apart.paired, other.gain.n) == ("deployment", False, 6)
-    assert any("--blocks no was given" in one and "times show blocks (ABBAABBAABBA)" in one for one in apart.remarks)
+    assert any(
+        "not in blocks, as --blocks no was given, though times show them (ABBAABBAABBA)" in one for one in apart.remarks
+    )
 
 
 def test_an_order_that_never_turns_is_warned_of():
@@ -252,12 +254,12 @@ def test_a_pilot_in_blocks_is_planned_with_the_spread_of_its_blocks(tmp_path, ca
     assert main(in_blocks) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "new beside old: " in said
-    assert "as the pilot's blocks of two differ" in said
+    assert "in the pilot's 4 blocks, planned with up to" in said
     assert "(A old, B new)" in said
     assert "GPU-hours" in said
     assert main(apart) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "both arms' variances added up: the pilot is not in blocks, all of old ran before all of new" in said
+    assert "both arms' variances added up (the pilot is not in blocks: all of old ran before all of new" in said
     levels = []
     for words in (in_blocks, apart):
         assert main([*words, "--json"]) == 0
@@ -265,6 +267,26 @@ def test_a_pilot_in_blocks_is_planned_with_the_spread_of_its_blocks(tmp_path, ca
         levels.append(found["levels"])
     assert [one["source"] for one in levels] == ["blocks", "both arms"]
     assert levels[0]["spread"] < levels[1]["spread"]
+
+
+def test_two_arms_of_one_test_are_told_apart_by_how_they_are_named(tmp_path, capsys):
+    paths = written(tmp_path, folders_of("ABBAABBA", drift=0.2, names=("t", "t")))
+    named = [word for one in paths["A"] for word in ("--pilot", one)]
+    others = [word for one in paths["B"] for word in ("--pilot-after", one)]
+    words = ["plan", "--quick", *named, "--gain", "10%", "--deploy-minutes", "30"]
+    assert main([*words, *others]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "t (after) beside t (before): " in said
+    assert "in the pilot's 4 blocks" in said
+
+
+def test_pilots_of_two_arms_that_are_not_two_are_refused(tmp_path, capsys):
+    three = written(tmp_path, [*folders_of("AB"), ("A", results_of("third", "x", 100, 9))])
+    words = ["plan", "--quick", "--deploy-minutes", "30", "--pilot", three["A"][0], "--pilot", three["A"][1]]
+    assert main([*words, "--pilot-after", three["B"][0]]) == 2
+    assert "these folders hold old, third, new: one test each" in capsys.readouterr().err
+    assert main(["plan", "--quick", "--pilot-after", three["B"][0]]) == 2
+    assert "name its folder with --pilot" in capsys.readouterr().err
 
 
 def test_a_pilot_of_one_arm_is_planned_with_twice_its_variance(tmp_path, capsys):

@@ -179,9 +179,12 @@ def in_time(found: Units, labels: tuple[str, str]) -> list[str]:
             f"the pairs of {len(found.blocks.pairs)} blocks, so that what drifted from block to block cancels"
         ]
         return said + _unturned(found.blocks)
-    hint = ABBA if found.before.unit == "deployment" else f"one plan with both tests pairs their runs, and {ABBA}"
     if found.blocks.order and _no_couples(found.blocks.order, labels) is None:
-        hint = f"times show blocks ({found.blocks.order_shown})"
+        return [
+            f"not in blocks, as --blocks no was given, though times show them ({found.blocks.order_shown}): each side "
+            "keeps its own spread, with whatever drifted from block to block in it"
+        ]
+    hint = ABBA if found.before.unit == "deployment" else f"one plan with both tests pairs their runs, and {ABBA}"
     return [
         f"not in blocks: {found.blocks.why_not}. Each side keeps its own spread, and whatever drifted in between is in "
         f"the gain; {hint}"

@@ -67,8 +67,8 @@ def _runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
-def unit_remark(before: TestValues, after: TestValues) -> str:
-    """What is replicated, for a page."""
+def unit_remark(before: TestValues, after: TestValues, unit: str) -> str:
+    """What is replicated, for a page. unit: "deployment", or "block" of two"""
     counts = [(len(repetitions_of(one)), sum(map(len, repetitions_of(one).values()))) for one in (before, after)]
     said = " and ".join(f"{deployments} of {runs} runs" for deployments, runs in counts)
-    return f"the deployment is the unit of replication ({said}): its value is the mean of its runs"
+    return f"the {unit} is the unit of replication ({said}): a deployment's value is the mean of its runs"

@@ -348,7 +348,7 @@ def _remarks(
         if side.values.test.planted is not None
     ]
     if deployments.replicated(before.values, after.values):
-        said.append(deployments.unit_remark(before.values, after.values))
+        said.append(deployments.unit_remark(before.values, after.values, units.before.unit))
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:

@@ -84,7 +84,8 @@ class Deployments(msgspec.Struct, frozen=True, kw_only=True):
 
     baseline    None: the pilot has no other arm
     pilot       deployment -> its runs
-    not_blocks  why the pilot's deployments were not taken in blocks of two; None: they were, or there is one arm
+    blocks      of two, one of each arm, in the pilot
+    not_blocks  why its deployments were not taken in blocks; None: they were, or there is one arm
     """
 
     test: str
@@ -92,6 +93,7 @@ class Deployments(msgspec.Struct, frozen=True, kw_only=True):
     pilot: dict[str, int]
     levels: Levels | None
     reason: str | None = None
+    blocks: int = 0
     not_blocks: str | None = None
 
 
@@ -101,29 +103,30 @@ def has_deployments(pilots: Sequence[tuple[Results, str]]) -> bool:
 
 
 def propose_deployments(
-    pilots: Sequence[tuple[Results, str]], gain_pct: float, cost: Cost, *, planned: Sequence[Test] = ()
+    pilots: Sequence[tuple[Results, str]],
+    gain_pct: float,
+    cost: Cost,
+    *,
+    after: Sequence[tuple[Results, str]] = (),
+    planned: Sequence[Test] = (),
 ) -> list[Deployments]:
     """What the pilot's deployments say of how many would be enough, in the blocks of two that `kvgauge compare` will
     find by their times. Folders of one deployment are put together.
 
+    after    the pilot of the other arm, where names do not tell which is which
     planned  tests as the plan has them: which is compared with which
 
     raises  UsageError when the folders of a test do not measure the same, or do not declare one primary metric
     """
-    keys = {primary_of(pilot) for pilot, _ in pilots}
+    keys = {primary_of(pilot) for pilot, _ in (*pilots, *after)}
     key = next(iter(keys))
     better = direction(key[1]) if key else None
     if len(keys) > 1 or key is None or better is None:
         raise UsageError("the pilot's folders do not declare one primary metric that can be better or worse")
-    folders: dict[str, list[Side]] = {}
-    for pilot, source in pilots:
-        for test in pilot.tests:
-            folders.setdefault(test.name, []).append(side_of(pilot, source, test.name))
-    arms = {name: joined(sides).values for name, sides in folders.items()}
+    arms = _arms(pilots, after)
     found = []
-    for test_name, baseline in _asked(arms, planned):
-        values = arms[test_name], None if baseline is None else arms[baseline]
-        one, spreads = _spreads(*values, key)
+    for name, baseline in _compared_after(arms) if after else _compared(arms, planned):
+        one, spreads = _spreads({arm: arms[arm] for arm in (baseline, name) if arm is not None}, key)
         if spreads is not None:
             costs = {"deploy_s": cost.deploy_s, "run_s": cost.run_s}
             one = msgspec.structs.replace(one, levels=levels(spreads, gain_pct, better, gpus=cost.gpus, **costs))
@@ -131,7 +134,34 @@ def propose_deployments(
     return found
 
 
-def _asked(arms: Mapping[str, TestValues], planned: Sequence[Test]) -> list[tuple[str, str | None]]:
+def _arms(pilots: Sequence[tuple[Results, str]], after: Sequence[tuple[Results, str]]) -> dict[str, TestValues]:
+    """Each test's folders together, by its name; of one that is in both arms "before" and "after" tell which."""
+    groups = [
+        [(test.name, pilot, source) for pilot, source in group for test in pilot.tests] for group in (pilots, after)
+    ]
+    both = {name for name, _, _ in groups[0]} & {name for name, _, _ in groups[1]}
+    folders: dict[str, list[Side]] = {}
+    for which, group in zip(("before", "after"), groups, strict=True):
+        for name, pilot, source in group:
+            label = f"{name} ({which})" if name in both else name
+            folders.setdefault(label, []).append(side_of(pilot, source, name))
+    return {label: joined(sides).values for label, sides in folders.items()}
+
+
+def _compared_after(arms: Mapping[str, TestValues]) -> list[tuple[str, str | None]]:
+    """Two arms as they were named. raises UsageError when there are not two, of tests that may be compared"""
+    names = list(arms)
+    if len(names) != 2:
+        raise UsageError(
+            f"--pilot-after tells two arms apart, and these folders hold {', '.join(names)}: one test each"
+        )
+    field = comparable(arms[names[0]].test, arms[names[1]].test)
+    if field is not None:
+        raise UsageError(f"{names[0]} and {names[1]} are not compared: {field} differs")
+    return [(names[1], names[0])]
+
+
+def _compared(arms: Mapping[str, TestValues], planned: Sequence[Test]) -> list[tuple[str, str | None]]:
     """Every test of the pilot beside its baseline, two that name none beside one another, what is left by itself."""
     tests = [*planned, *(values.test for values in arms.values())]
     pairs = dict.fromkeys(
@@ -147,21 +177,27 @@ def _asked(arms: Mapping[str, TestValues], planned: Sequence[Test]) -> list[tupl
     return [*pairs, *((name, None) for name in arms if name not in known)]
 
 
-def _spreads(after: TestValues, before: TestValues | None, key: Key) -> tuple[Deployments, Spreads | None]:
-    """Within blocks where the pilot has them; else of both arms; else of the one that has enough deployments."""
-    given = [after] if before is None else [before, after]
+def _spreads(arms: Mapping[str, TestValues], key: Key) -> tuple[Deployments, Spreads | None]:
+    """Within blocks where the pilot has them; else of both arms; else of the one that has enough deployments.
+
+    arms  one, or the one before and the one after
+    """
+    names, given = list(arms), list(arms.values())
     logs = [_logs(values, key) for values in given]
     one = Deployments(
-        test=after.test.name,
-        baseline=None if before is None else before.test.name,
-        pilot={f"{values.test.name}: {name}" if before else name: len(runs)
-               for values, arm in zip(given, logs, strict=True) for name, runs in arm.items()},
+        test=names[-1],
+        baseline=names[0] if len(names) == 2 else None,
+        pilot={
+            name if len(names) == 1 else f"{label}: {name}": len(runs)
+            for label, arm in zip(names, logs, strict=True)
+            for name, runs in arm.items()
+        },
         levels=None,
-    )  # fmt: skip
+    )
     try:
-        if before is not None:
-            blocks = blocks_of(before, after, (before.test.name, after.test.name))
-            one = msgspec.structs.replace(one, not_blocks=blocks.why_not)
+        if len(given) == 2:
+            blocks = blocks_of(given[0], given[1], (names[0], names[1]))
+            one = msgspec.structs.replace(one, blocks=len(blocks.pairs), not_blocks=blocks.why_not)
             if blocks.why_not is None:
                 return one, spreads_of_blocks([(logs[0].get(a, []), logs[1].get(b, [])) for a, b in blocks.pairs])
             enough = [arm for arm in logs if sum(len(runs) > 1 for runs in arm.values()) > 1]
@@ -214,16 +250,17 @@ def _levels_words(one: Deployments, cost: Cost) -> str:
 
 def _planned_with(one: Deployments, made: Levels) -> str:
     """Which spread, and where it comes from."""
-    of_a_block = " of a block" if made.source == "blocks" else ""
-    parts = f"{made.s2_deploy**0.5:.1%} between deployments{of_a_block}, {made.s2_run**0.5:.1%} between runs of one"
-    said = (
-        f"planned with {made.spread_upper:.1%} for the spread of a block's difference (upper end of {made.spread:.1%}"
-    )
     if made.source == "blocks":
-        return f"{said}, as the pilot's blocks of two differ); {parts}"
-    if made.source == "both arms":
-        return f"{said}, both arms' variances added up: the pilot is not in blocks, {one.not_blocks}); {parts}"
-    return f"{said}, twice the variance of {_only(one)}, as if the other arm's were the same); {parts}"
+        where = f" in the pilot's {one.blocks} blocks"
+    elif made.source == "both arms":
+        where = f" by both arms' variances added up (the pilot is not in blocks: {one.not_blocks})"
+    else:
+        where = f" by twice the variance of {_only(one)}, as if the other arm's were the same"
+    of_a_block = " of a block" if made.source == "blocks" else ""
+    return (
+        f"spread of a block's difference {made.spread:.1%}{where}, planned with up to {made.spread_upper:.1%}; "
+        f"{made.s2_deploy**0.5:.1%} between deployments{of_a_block}, {made.s2_run**0.5:.1%} between runs of one"
+    )
 
 
 def _only(one: Deployments) -> str:
