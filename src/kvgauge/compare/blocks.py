@@ -34,7 +34,11 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order_shown(self) -> str:
-        return self.order if len(self.order) <= LETTERS_SHOWN else f"{self.order[:LETTERS_SHOWN]}..."
+        return _shortened(self.order)
+
+
+def _shortened(order: str) -> str:
+    return order if len(order) <= LETTERS_SHOWN else f"{order[:LETTERS_SHOWN]}..."
 
 
 class Units(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +77,9 @@ def units_of(
     if few:
         if wanted == "yes":
             raise UsageError(
-                f"--blocks yes: {few[0]} has fewer than two deployments with valid runs, and a block is of one of each "
-                "side. Name several folders: --before A1 A2 .. --after B1 B2 .."
+                f"--blocks yes: {few[0]} has fewer than two deployments with valid runs, and a block is one of each "
+                "side. Name several folders, --before A1 A2 .. --after B1 B2 .., each made with its own `kvgauge run "
+                "--deployment NAME`"
             )
         return Units(before=before, after=after, paired=False)
     found = blocks_of(before, after, labels)
@@ -162,7 +167,7 @@ def _no_couples(order: str, labels: tuple[str, str]) -> str | None:
     for place in range(0, len(order), 2):
         if order[place] == order[place + 1]:
             label = labels[0] if order[place] == "A" else labels[1]
-            return f"deployments {place + 1} and {place + 2} in time are both of {label} (order {order})"
+            return f"deployments {place + 1} and {place + 2} in time are both of {label} (order {_shortened(order)})"
     return None
 
 
