@@ -172,7 +172,7 @@ def test_deployments_of_one_run_each_are_blocks_too():
     assert (compared.unit, primary_row(compared).gain.n, compared.scope) == ("block", 5, None)
     without = compare(*sides_of(folders_of("AAAAABBBBB", runs=1)))
     assert (without.unit, without.paired) == ("run", False)
-    assert any("all of old ran before all of new" in remark for remark in without.remarks)
+    assert any("not interleaved: all of old ran before all of new" in remark for remark in without.remarks)
 
 
 def test_only_times_choose_not_values():

@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
             nargs="+",
             type=Path,
             metavar="DIR",
-            help=f"{which} as several folders, each a deployment of its own: that is what is replicated then, or blocks "
-            "of one of each side",
+            help=f"{which} as several folders, each a deployment of its own: these are what is replicated then, or "
+            "blocks of one of each side",
         )
     parser.add_argument(
         "--tests",

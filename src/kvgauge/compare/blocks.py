@@ -189,10 +189,14 @@ def in_time(found: Units, labels: tuple[str, str]) -> list[str]:
             f"not in blocks, as --blocks no was given, though times show them ({found.blocks.order_shown}): each side "
             "keeps its own spread, with whatever drifted from block to block in it"
         ]
-    hint = ABBA if found.before.unit == "deployment" else f"one plan with both tests pairs their runs, and {ABBA}"
+    if found.before.unit == "run":
+        return [
+            f"not interleaved: {found.blocks.why_not}, so that whatever drifted in between is in the gain; one plan with "
+            f"both tests pairs their runs, and {ABBA}"
+        ]
     return [
         f"not in blocks: {found.blocks.why_not}. Each side keeps its own spread, and whatever drifted in between is in "
-        f"the gain; {hint}"
+        f"the gain; {ABBA}"
     ]
 
 
