@@ -191,8 +191,8 @@ def in_time(found: Units, labels: tuple[str, str]) -> list[str]:
         ]
     if found.before.unit == "run":
         return [
-            f"not interleaved: {found.blocks.why_not}, so that whatever drifted in between is in the gain; one plan with "
-            f"both tests pairs their runs, and {ABBA}"
+            f"not interleaved: {found.blocks.why_not}, so that whatever drifted in between is in the gain; one plan "
+            f"with both tests pairs their runs, and {ABBA}"
         ]
     return [
         f"not in blocks: {found.blocks.why_not}. Each side keeps its own spread, and whatever drifted in between is in "
