@@ -1,11 +1,12 @@
 """docs/calibration.md, from calibrate/results/: written by the commands that made the results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from calibrate.family import Row
+from calibrate.levels import BLOCK_RUNS, DEPLOY_SPREAD, DRIFT_STEP, RUN_SPREAD, Drifted
 from calibrate.rates import Rate
 from calibrate.records import Real, Synthetic
 from calibrate.stopping import WITHIN_PCT
@@ -48,7 +49,10 @@ def said(rate: Rate) -> str:
 
 
 def synthetic_lines(found: Synthetic) -> list[str]:
-    return [*_family(found), "", *_coverage(found), "", *_planted(found), "", *_stopping(found), "", *_levels(found)]
+    tables = [_family(found), _coverage(found), _planted(found), _stopping(found), _levels(found)]
+    tables += [_drifts(found.drifts)] if found.drifts else []
+    lines = [line for table in tables for line in ("", *table)]
+    return lines[1:]
 
 
 def _judged(row: Row) -> bool:
@@ -127,6 +131,36 @@ def _levels(found: Synthetic) -> Iterator[str]:
             f"| {shape} | {said(row.coverage)} | {near(row.coverage)} | {said(row.alarms)} | "
             f"{most(row.alarms)} | {row.as_runs.pct:.1f} |"
         )
+
+
+DRIFT_WORDS = {
+    "none": "none",
+    "line": f"each {100 * DRIFT_STEP:g} % slower than the last",
+    "walk": f"random walk, steps of {100 * DRIFT_STEP:g} %",
+}
+
+
+def _drifts(drifts: Sequence[Drifted]) -> Iterator[str]:
+    yield "## Deployments in time: in blocks of two, and each side by itself, while the machine drifts"
+    yield ""
+    yield "| drift | order | compared | n of a side | comparisons | coverage, % | | alarms, % | | width, points |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in drifts:
+        judged = row.by == "block" or row.drift == "none"
+        near_by, few = (near(row.coverage), most(row.alarms)) if judged else ("not judged: drift", "not judged: drift")
+        how = "in blocks (paired)" if row.by == "block" else "by side (Welch)"
+        yield (
+            f"| {DRIFT_WORDS[row.drift]} | {row.order} | {how} | {row.blocks} | {row.coverage.n:,} | "
+            f"{said(row.coverage)} | {near_by} | {said(row.alarms)} | {few} | {row.width_pct:.1f} |"
+        )
+    yield ""
+    yield (
+        f"{BLOCK_RUNS} runs on each deployment; spread {100 * DEPLOY_SPREAD:g} % between deployments, "
+        f"{100 * RUN_SPREAD:g} % between runs of one; width: of the interval, mean. `kvgauge compare` takes blocks "
+        "where times show them. By side, the order ABBA keeps a drift out of the gain and leaves it in the interval, "
+        "which is wider for it; one side after the other it is in the gain, and the page says that it may be. Where "
+        "nothing drifts, blocks of few deployments cost width: they have half the degrees of freedom."
+    )
 
 
 def real_lines(found: Real) -> Iterator[str]:

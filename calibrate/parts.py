@@ -14,6 +14,7 @@ from calibrate.planted import Planted, plant
 
 PART = 200  # comparisons or experiments at most
 NESTED = 500  # comparisons of deployments with runs on each
+DRIFTED = 2000  # of deployments in time, three ways each
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     planted: Planted | None = None
     stopped: list[stopping.Stopped] = []
     nested: list[levels.Nested] = []
+    drifted: list[levels.Drifted] = []
 
 
 def _family(part: Part) -> Counted:
@@ -60,11 +62,20 @@ def _levels(part: Part) -> Counted:
     return Counted(kind=part.kind, nested=[levels.nest(*shape, part.count, part.seed) for shape in levels.SHAPES])
 
 
+def _drifts(part: Part) -> Counted:
+    (kind,) = (one for one in levels.DRIFTS if one == part.kind)
+    return Counted(
+        kind=kind,
+        drifted=[one for blocks in levels.BLOCKS for one in levels.drift(kind, blocks, part.count, part.seed)],
+    )
+
+
 MAKERS: dict[str, Callable[[Part], Counted]] = {
     "family": _family,
     "planted": _planted,
     "stopping": _stopping,
     "levels": _levels,
+    "drifts": _drifts,
 }
 
 
@@ -75,6 +86,7 @@ def parts_of(comparisons: int, experiments: int) -> list[Part]:
         (what, kind, n, PART) for kind in KINDS for what, n in (("family", comparisons), ("planted", experiments))
     ]
     wanted.append(("levels", "nested", min(NESTED, comparisons), NESTED))
+    wanted += [("drifts", kind, min(DRIFTED, comparisons), DRIFTED) for kind in levels.DRIFTS]
     found = []
     for round_number in range(-(-max(comparisons, experiments) // PART)):
         for place, (what, kind, count, most) in enumerate(wanted):

@@ -3,7 +3,7 @@
 import msgspec
 
 from calibrate.family import Row
-from calibrate.levels import Nested
+from calibrate.levels import Drifted, Nested
 from calibrate.planted import Found
 from calibrate.rates import Rate
 from calibrate.stopping import Stopped
@@ -20,6 +20,7 @@ class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
     planted: list[Found]
     stopping: list[Stopped]
     levels: list[Nested]
+    drifts: list[Drifted] = []
 
 
 class Grouped(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,6 +81,7 @@ def joined(counted: Sequence[Counted], comparisons: int, experiments: int) -> Sy
         planted=[found_of(kind, parts) for kind, parts in tenths.items()],
         stopping=[stopped for part in counted for stopped in part.stopped],
         levels=[nested for part in counted for nested in part.nested],
+        drifts=[drifted for part in counted for drifted in part.drifted],
     )
 
 

@@ -8,6 +8,7 @@ anew after every run, so that whatever happens next, what is measured is there.
 import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -248,7 +249,7 @@ class Conductor:
     def _one(self, run: Run) -> list[RunResult]:
         folder = self._folder / "runs" / run.run_id
         put_aside(folder)
-        measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed)
+        measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed, began=datetime.now(UTC))
         target = self._target_for(folder / "logs", run.test)
         try:
             with SampleWriter(folder) as writer:
@@ -268,6 +269,7 @@ class Conductor:
         finally:
             target.stop()
             target.restore()
+            measured.ended = datetime.now(UTC)
         return judged(run, measured, folder, self._files, self._plan.goodput)
 
     def _measure(self, run: Run, target: Target, writer: SampleWriter, measured: Measured, scraper: Scraper) -> None:

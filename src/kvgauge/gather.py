@@ -81,6 +81,8 @@ def judged(
             result,
             server=server.get(result.cell) if result.cell is not None else None,
             deployment=measured.deployment,
+            began=measured.began,
+            ended=measured.ended,
         )
         for result in results
     ]

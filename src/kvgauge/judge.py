@@ -1,6 +1,7 @@
 """What one run gave, judged: status, reasons, metrics of every cell and of the run as a whole. Pure."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 
 import msgspec
@@ -44,6 +45,8 @@ class Measured(msgspec.Struct):
     texts: Texts | None = None  # of answers without usage
     settled: dict[str, Settled] = {}  # cell -> how its warm-up ended, where that was watched
     deployment: str | None = None  # what it was measured on
+    began: datetime | None = None  # by the wall clock, before its target was started
+    ended: datetime | None = None  # likewise, after that was stopped
     until: dict[str, Estimate] = {}  # cell -> what its own end looked at, and how it went
 
 

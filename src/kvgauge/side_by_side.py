@@ -8,6 +8,7 @@ import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
 from math import log1p
 from pathlib import Path
@@ -113,13 +114,15 @@ class SideBySide:
                 for side in sides:
                     ends.callback(side.target.restore)
                     ends.callback(side.target.stop)
+        for side in sides:
+            side.measured.ended = datetime.now(UTC)
         _share_wire(sides)
         return {side.run.test.name: self._judged(side, sides, pairs) for side in sides}
 
     def _side(self, run: Run) -> _Side:
         folder = self._at.folder / "runs" / run.run_id
         put_aside(folder)
-        measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed)
+        measured = Measured(exchanges=[], transfers=[], loads=[], seed=run.seed, began=datetime.now(UTC))
         return _Side(run=run, folder=folder, target=self._at.target_for(folder / "logs", run.test), measured=measured)
 
     def _open(self, side: _Side, stack: ExitStack) -> None:

@@ -1,5 +1,6 @@
 """`make calibrate` in small: the way from exchanges to verdicts, and what it counts, with fixed seeds."""
 
+import msgspec
 import pytest
 
 from calibrate import family, page
@@ -7,6 +8,7 @@ from calibrate.noise import KINDS, plan_of, run_levels
 from calibrate.parts import MAKERS, Counted, Part, parts_of
 from calibrate.planted import plant
 from calibrate.rates import rate
+from calibrate.records import Synthetic
 from calibrate.synthetic import joined
 
 
@@ -52,6 +54,19 @@ def test_parts_have_seeds_of_their_own_and_join_to_what_was_asked_for():
     (row,) = joined(halves, 4, 0).family
     assert (row.alarms.n, row.kind, row.runs) == (4, "heavy", 5)
     assert Part(what="family", kind="heavy", count=2, seed=1).command[1:3] == ["-m", "calibrate.parts"]
+
+
+def test_a_part_of_drifts_reaches_the_page_and_old_results_have_no_such_table():
+    part = Part(what="drifts", kind="walk", count=4, seed=1)
+    counted = msgspec.json.decode(msgspec.json.encode(MAKERS["drifts"](part)), type=Counted)
+    kept = msgspec.json.decode(page.SYNTHETIC.read_bytes(), type=Synthetic)
+    without = page.synthetic_lines(msgspec.structs.replace(kept, drifts=[]))
+    lines = page.synthetic_lines(msgspec.structs.replace(kept, drifts=joined([counted], 4, 0).drifts))
+    assert lines[: len(without)] == without
+    table = [line for line in lines[len(without) :] if line.startswith("| random walk")]
+    assert len(table) == 6
+    assert sum("in blocks (paired)" in line for line in table) == 2
+    assert sum("AABB" in line and "not judged: drift" in line for line in table) == 2
 
 
 def test_runs_that_resemble_the_last_do_so_and_a_drift_drifts():

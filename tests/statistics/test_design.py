@@ -17,6 +17,9 @@ from kvgauge.stats.design import (
     power_of,
     runs_for,
     spread_bound,
+    spreads_of_arm,
+    spreads_of_arms,
+    spreads_of_blocks,
 )
 from kvgauge.stats.runs import LEVEL, PRIMARY_SHARE, gain
 
@@ -77,17 +80,51 @@ def test_the_variances_of_deployments_and_runs_are_told_apart():
     rng, deploys, runs = random.Random(9), [], []
     for _ in range(300):
         pilot = [[base + rng.gauss(0, 0.02) for _ in range(4)] for base in (rng.gauss(0, 0.06) for _ in range(8))]
-        found = levels(pilot, 5, "lower", deploy_s=900, run_s=60)
+        found = levels(spreads_of_arm(pilot), 5, "lower", deploy_s=900, run_s=60)
         deploys.append(found.s2_deploy)
         runs.append(found.s2_run)
     assert sum(runs) / 300 == pytest.approx(0.02**2, rel=0.05)
     assert sum(deploys) / 300 == pytest.approx(0.06**2, rel=0.1)
 
 
+def test_what_the_two_deployments_of_a_block_share_is_no_spread_of_theirs():
+    rng, left, apart, runs = random.Random(9), [], [], []
+    for _ in range(300):
+        machine = [rng.gauss(0, 0.2) for _ in range(8)]
+        blocks = [
+            tuple([base + rng.gauss(0, 0.02) for _ in range(4)] for base in (common + rng.gauss(0, 0.06) for _ in "AB"))
+            for common in machine
+        ]
+        found = spreads_of_blocks(blocks)
+        left.append(found.s2_deploy)
+        runs.append(found.s2_run)
+        apart.append(spreads_of_arms([one for one, _ in blocks], [other for _, other in blocks]))
+    assert found.freedom == 7
+    assert sum(runs) / 300 == pytest.approx(0.02**2, rel=0.05)
+    assert sum(left) / 300 == pytest.approx(0.06**2, rel=0.1)
+    assert sum(one.s2_deploy for one in apart) / 300 == pytest.approx(0.2**2 + 0.06**2, rel=0.1)
+    assert all(7 <= one.freedom <= 14 for one in apart)
+
+
+def test_the_spread_of_a_block_is_that_of_its_pilot_at_the_pilots_runs():
+    blocks = [([0.0, 0.1], [0.2, 0.3]), ([0.1, 0.2], [0.6, 0.5]), ([0.3, 0.3], [0.2, 0.3])]
+    differences = [0.2, 0.4, -0.05]
+    mean = sum(differences) / 3
+    spread = sqrt(sum((one - mean) ** 2 for one in differences) / 2)
+    assert spreads_of_blocks(blocks).of_block(2) == pytest.approx(spread)
+
+
+def test_blocks_without_their_other_half_or_without_a_second_run_tell_nothing():
+    with pytest.raises(TooFewSamples, match="two blocks at least"):
+        spreads_of_blocks([([0.1, 0.2], [0.3, 0.4]), ([0.1, 0.2], [])])
+    with pytest.raises(TooFewSamples):
+        spreads_of_blocks([([0.1], [0.3]), ([0.1], [0.2])])
+
+
 def test_dear_deployments_get_more_runs_each_and_noisy_ones_fewer():
     rng = random.Random(4)
     pilot = [[base + rng.gauss(0, 0.05) for _ in range(4)] for base in (rng.gauss(0, 0.02) for _ in range(6))]
-    cheap, dear = (levels(pilot, 5, "lower", deploy_s=cost, run_s=60, gpus=8) for cost in (60, 1200))
+    cheap, dear = (levels(spreads_of_arm(pilot), 5, "lower", deploy_s=cost, run_s=60, gpus=8) for cost in (60, 1200))
     assert dear.runs > cheap.runs
     assert dear.gpu_hours == pytest.approx(8 * dear.hours)
     assert dear.hours == pytest.approx(2 * dear.deployments * (1200 + 60 * dear.runs) / 3600)
@@ -95,12 +132,12 @@ def test_dear_deployments_get_more_runs_each_and_noisy_ones_fewer():
 
 def test_deployments_that_do_not_differ_need_no_more_than_runs():
     pilot = [[0.0, 0.1], [0.1, 0.0], [0.05, 0.05]]
-    assert levels(pilot, 5, "lower", deploy_s=900, run_s=60).s2_deploy == 0
+    assert levels(spreads_of_arm(pilot), 5, "lower", deploy_s=900, run_s=60).s2_deploy == 0
 
 
 def test_one_deployment_tells_nothing_of_deployments():
     with pytest.raises(TooFewSamples):
-        levels([[0.1, 0.2, 0.3]], 5, "lower", deploy_s=900, run_s=60)
+        spreads_of_arm([[0.1, 0.2, 0.3]])
 
 
 def test_arms_alternate_so_that_a_drift_cancels():

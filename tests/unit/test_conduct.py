@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import msgspec
@@ -232,6 +233,16 @@ def test_a_run_that_did_what_was_asked_is_valid_with_its_metrics_samples_and_evi
     assert json.loads((folder / "evidence.json").read_text())["providers"] == ["tcp/lo"]
     assert json.loads((got.folder / "results.json").read_text())["plan"]["name"] == "a plan"
     assert json.loads((got.folder / "plan.json").read_text())["repetitions"] == 1
+
+
+def test_when_a_run_was_made_is_on_record_also_of_one_that_failed(scene):
+    scene.world.start_fails = ("r1-a",)
+    begun = datetime.now(UTC)
+    got = scene.walk(make_plan(repetitions=2))
+    first, second = (got.runs[f"r{k}-a", "p"] for k in (1, 2))
+    assert first.status == "failed"
+    assert begun <= first.began <= first.ended <= second.began <= second.ended <= datetime.now(UTC)
+    assert read(got.folder).tests[0].runs[0].began == first.began
 
 
 def test_a_target_is_prepared_started_stopped_and_restored_for_each_run_in_order(scene):

@@ -101,6 +101,8 @@ def test_the_shape_is_the_documented_one():
         "beside",
         "pairs",
         "deployment",
+        "began",
+        "ended",
     ]
     assert run["metrics"]["ttft_ms_mean"] == {
         "point": 80.1875,

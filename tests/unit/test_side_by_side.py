@@ -195,6 +195,7 @@ def primary(results):
 def test_one_repetition_finds_a_percent_among_pairs_and_says_what_n_counts(scene):
     got = scene.walk()
     assert {run.status for run in got.runs.values()} == {"valid"}
+    assert all(run.began < run.ended for run in got.runs.values())
     assert got.gain.verdict == "worse"
     assert got.gain.gain.point == pytest.approx(-1, abs=0.1)
     assert got.gain.gain.low < -1 < got.gain.gain.high

@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
             nargs="+",
             type=Path,
             metavar="DIR",
-            help=f"{which} as several folders, each a deployment of its own: that is what is replicated then",
+            help=f"{which} as several folders, each a deployment of its own: these are what is replicated then, or "
+            "blocks of one of each side",
         )
     parser.add_argument(
         "--tests",
@@ -56,6 +57,13 @@ def add_parser(commands: Any) -> None:
         metavar="METRIC[@CELL]:PCT",
         help="may be worse by so much at most, as in ttft:5%% (repeatable)",
     )
+    parser.add_argument(
+        "--blocks",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="deployments in blocks of two, one of each side: auto where their times show such blocks (default), "
+        "yes: refuse where they do not, no: never",
+    )
     parser.add_argument("--metrics", choices=("headline", "all"), default="headline", help="which the tables show")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON instead of tables")
     parser.set_defaults(run=run)
@@ -68,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if args.reference:
         if args.before is not None:
             raise UsageError("--reference stands alone: published numbers are compared with nothing of yours")
+        if args.blocks != "auto":
+            raise UsageError("--blocks is about deployments, and published numbers tell of none: leave it out")
         return _reference()
     if args.all_before or args.all_after:
         if args.before is not None or not (args.all_before and args.all_after):
@@ -76,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--all ranks the tests of one run: leave out --before and --after")
     elif args.before is None:
         raise UsageError("name what to compare: kvgauge compare A B, or A alone with --tests or --all")
-    if args.all and (args.after is not None or args.tests or args.gate):
-        raise UsageError("--all ranks the tests of one run: leave out B, --tests and --gate")
+    if args.all and (args.after is not None or args.tests or args.gate or args.blocks != "auto"):
+        raise UsageError("--all ranks the tests of one run: leave out B, --tests, --gate and --blocks")
     if args.all:
         return _rank(args)
 
@@ -87,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     pairs = _joined_pair(args) if args.all_before else _pairs(args)
     primary = pairs[0][1].primary
     chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
-    compared = compare_all(pairs, primary=chosen, vary=args.vary)
+    compared = compare_all(pairs, primary=chosen, vary=args.vary, wanted=args.blocks)
     passed = [
         judge(one, [read_gate(text, one.primary[0]) for text in args.gate]) if args.gate else [] for one in compared
     ]

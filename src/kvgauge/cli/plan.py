@@ -31,6 +31,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="FOLDER",
         help="a finished run of 5 repetitions or more: how many would be enough (repeatable: one for each deployment)",
     )
+    parser.add_argument(
+        "--pilot-after",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="with --pilot: the same of the other arm, where the two are of one test (repeatable)",
+    )
     parser.add_argument("--gain", metavar="PCT", help="with --pilot: the gain that would matter (5%%)")
     parser.add_argument("--budget", type=int, metavar="N", help="with --pilot: what N repetitions would show")
     parser.add_argument(
@@ -48,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.plan import load_plan
 
     plan = load_plan(args.plan, args.quick, args.test)
-    if any(one is not None for one in (args.pilot, args.gain, args.budget, args.deploy_minutes)) or args.gpus:
+    about = (args.pilot, args.gain, args.budget, args.deploy_minutes)
+    if any(one is not None for one in about) or args.gpus or args.pilot_after:
         return _propose(args, plan)
     if args.json:
         print(as_json(plan))
@@ -71,7 +80,8 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
 
     if args.pilot is None:
         raise UsageError(
-            "--gain, --budget, --deploy-minutes and --gpus are about a pilot: name its folder with --pilot"
+            "--gain, --budget, --deploy-minutes, --gpus and --pilot-after are about a pilot: name its folder with "
+            "--pilot"
         )
     if args.budget is not None and not 2 <= args.budget <= 1000:
         raise UsageError(f"--budget {args.budget}: expected 2 to 1000 repetitions")
@@ -82,9 +92,10 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
     if not 0 < gain_pct < 100:
         raise UsageError(f"--gain {args.gain}: expected a percentage above 0 and below 100, as in 5%")
     pilots = [(results.read(path), str(path)) for path in args.pilot]
-    if has_deployments(pilots):
-        return _propose_deployments(args, pilots, gain_pct, estimate_s(plan) / plan.repetitions / len(plan.tests))
-    if len(pilots) > 1:
+    after = [(results.read(path), str(path)) for path in args.pilot_after]
+    if has_deployments([*pilots, *after]):
+        return _propose_deployments(args, (pilots, after), gain_pct, plan)
+    if len(pilots) > 1 or after:
         raise UsageError("no runs of these folders share a deployment: a pilot is one folder then")
     if args.deploy_minutes is not None or args.gpus:
         raise UsageError(f"{args.pilot[0]}: each run was deployed by itself, so that a repetition is a deployment; "
@@ -103,10 +114,11 @@ def _propose(args: argparse.Namespace, plan: "Plan") -> int:
 
 
 def _propose_deployments(
-    args: argparse.Namespace, pilots: "list[tuple[Results, str]]", gain_pct: float, run_s: float
+    args: argparse.Namespace, pilots: "tuple[list[tuple[Results, str]], ...]", gain_pct: float, plan: "Plan"
 ) -> int:
     """How many deployments, and runs on each. Exit code 4 when the pilot cannot say."""
     from kvgauge.failures import UsageError
+    from kvgauge.plan.expand import estimate_s
     from kvgauge.report.against import primary_of
     from kvgauge.report.pilot import Cost, propose_deployments, render_deployments
     from kvgauge.report.text import page
@@ -118,15 +130,16 @@ def _propose_deployments(
         )
     if args.budget is not None:
         raise UsageError("--budget counts repetitions; with deployments, set --deploy-minutes and read the hours")
+    run_s = estimate_s(plan) / plan.repetitions / len(plan.tests)
     cost = Cost(deploy_s=60 * args.deploy_minutes, run_s=run_s, gpus=args.gpus)
-    found = propose_deployments(pilots, gain_pct, cost)
+    found = propose_deployments(pilots[0], gain_pct, cost, after=pilots[1], planned=plan.tests)
     if args.json:
         import msgspec
 
         print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
         console = page()
-        for part in render_deployments(found, primary_of(pilots[0][0]), gain_pct, cost):
+        for part in render_deployments(found, primary_of(pilots[0][0][0]), gain_pct, cost):
             console.print(part)
     return 0 if all(one.levels is not None for one in found) else EXIT_UNDECIDED
 

@@ -29,12 +29,13 @@ def replicated(before: TestValues, after: TestValues) -> bool:
     return (shares(before) or shares(after)) and min(len(repetitions_of(one)) for one in (before, after)) > 1
 
 
-def by_deployment(values: TestValues) -> TestValues:
+def by_deployment(values: TestValues, names: Sequence[str] | None = None) -> TestValues:
     """One value for each deployment: the mean of its runs' logs, or of the values where one has no logarithm.
 
-    Repetition k is then the k-th deployment.
+    names  in which order; None: as they come. Repetition k is then the k-th deployment.
     """
-    groups = list(repetitions_of(values).values())
+    known = repetitions_of(values)
+    groups = [known.get(name, []) for name in (known if names is None else names)]
     found: dict[Key, Mapping[int, float]] = {}
     for key, of in values.values.items():
         lists = [[of[k] for k in group if k in of] for group in groups]
@@ -66,8 +67,8 @@ def _runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
-def unit_remark(before: TestValues, after: TestValues) -> str:
-    """What is replicated, for a page."""
+def unit_remark(before: TestValues, after: TestValues, unit: str) -> str:
+    """What is replicated, for a page. unit: "deployment", or "block" of two"""
     counts = [(len(repetitions_of(one)), sum(map(len, repetitions_of(one).values()))) for one in (before, after)]
     said = " and ".join(f"{deployments} of {runs} runs" for deployments, runs in counts)
-    return f"the deployment is the unit of replication ({said}): its value is the mean of its runs"
+    return f"the {unit} is the unit of replication ({said}): a deployment's value is the mean of its runs"

@@ -172,7 +172,8 @@ def _primary_row(
     gained = gain_of(before, after, key, paired=paired)
     if gained.estimate.n == 0:
         verdict: Verdict = "invalid" if none_can_count(before, after, key[0]) else "cannot tell"
-        without = "no repetition has this value on both sides" if paired else "one side has no run with this value"
+        unit = "repetition" if before.unit == "run" else before.unit
+        without = f"no {unit} has this value on both sides" if paired else "one side has no run with this value"
         why = dropped(before, after, key[0]) or without
         return _no_gain(after, before.test.name, key, verdict, why)
     return row_of(before, after, key, gained, *judged)

@@ -70,11 +70,9 @@ def no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) ->
     if n >= RUNS_MIN:
         return None
     unit = before.unit
-    pairs = (
-        f"{n} pair{'' if n == 1 else 's'} of {unit}s"
-        if gained.paired
-        else f"{n} {unit}{'' if n == 1 else 's'} on a side"
-    )
+    many = "" if n == 1 else "s"
+    pairs = f"{n} pair{many} of {unit}s" if gained.paired else f"{n} {unit}{many} on a side"
+    pairs = f"{n} block{many}" if unit == "block" else pairs
     advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
     return f"{pairs}: a verdict needs n of at least {RUNS_MIN} {unit}s{advice}"
 
@@ -102,7 +100,8 @@ def no_logarithm(before: TestValues, after: TestValues, key: Key) -> str | None:
     unusable = sorted(k for k in sides[0].keys() | sides[1].keys() if min(side.get(k, 1) for side in sides) <= 0)
     if not unusable:
         return None
-    return f"repetition {', '.join(map(str, unusable))} left out: a value of 0 or below has no ratio"
+    what = "repetition" if before.unit == "run" else before.unit
+    return f"{what} {', '.join(map(str, unusable))} left out: a value of 0 or below has no ratio"
 
 
 def dropped(before: TestValues, after: TestValues, cell: str | None) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from kvgauge.compare import deployments
+from kvgauge.compare.blocks import Blocks, Units, Wanted, in_time, units_of
 from kvgauge.compare.gains import Asked, ask, pair
-from kvgauge.compare.values import MUST_AGREE, GainRow, Key, TestValues
+from kvgauge.compare.values import MUST_AGREE, GainRow, Key, Stay, TestValues
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
@@ -86,6 +87,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """What `after` is beside `before`.
 
     unit         what is replicated: n counts these
+    blocks       the deployments in time, where several a side were compared; None: they were not
     scope        whom its verdicts are about, where deployments were not repeated; None: no such limit
     differences  the ones that were allowed
     remarks      what a reader must know
@@ -101,6 +103,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     arose: tuple[Arose, ...]
     unit: str = "run"
     scope: str | None = None
+    blocks: Blocks | None = None
 
 
 def compare(
@@ -110,12 +113,14 @@ def compare(
     primary: Key | None = None,
     vary: Collection[str] = (),
     asked: Asked | None = None,
+    wanted: Wanted = "auto",
 ) -> Comparison:
     """Everything that can be said of two sides.
 
     primary  the metric that decides; None: the one both plans declared
     vary     fields whose difference is the experiment
     asked    the primary metric's answer where several pairs of sides are asked; None: this is the only one
+    wanted   whether deployments are compared in blocks; auto: where their times show some
 
     raises  UsageError when they may not be compared, naming every field that differs
     """
@@ -132,26 +137,28 @@ def compare(
             f"Where that difference is the experiment: {fields}"
         )
     apart = {one.cell for one in found if one.cell is not None and one.field not in vary}
-    paired = before.source == after.source
-    kept_before, kept_after = (_without(side.values, apart) for side in (before, after))
-    if deployments.replicated(kept_before, kept_after):
-        paired = False
-        kept_before, kept_after = map(deployments.by_deployment, (kept_before, kept_after))
-    rows = pair(kept_before, kept_after, key, paired=paired, asked=asked)
-    replicated = kept_before.unit == "deployment"
+    units = _units(before, after, wanted, apart)
+    rows = pair(units.before, units.after, key, paired=units.paired, asked=asked)
     named = [(side.label, side.values) for side in (before, after)]
     return Comparison(
         before=before.label,
         after=after.label,
-        paired=paired,
+        paired=units.paired,
         primary=key,
-        unit=kept_before.unit,
-        scope=None if replicated else deployments.scope(named),
+        unit=units.before.unit,
+        scope=deployments.scope(named) if units.before.unit == "run" else None,
+        blocks=units.blocks,
         differences=tuple(found),
-        remarks=tuple(_remarks(before, after, found, apart, vary, paired=paired, chosen=primary is not None)),
-        rows=tuple(_with_both(kept_before, kept_after, row) for row in rows),
-        arose=tuple(_arose(kept_before, kept_after, paired=paired)),
+        remarks=tuple(_remarks(before, after, found, apart, vary, units=units, chosen=primary is not None)),
+        rows=tuple(_with_both(units.before, units.after, row) for row in rows),
+        arose=tuple(_arose(units.before, units.after, paired=units.paired)),
     )
+
+
+def _units(before: Side, after: Side, wanted: Wanted, apart: Collection[str] = ()) -> Units:
+    kept = [_without(side.values, apart) for side in (before, after)]
+    labels = before.label, after.label
+    return units_of(kept[0], kept[1], labels, one_source=before.source == after.source, wanted=wanted)
 
 
 def _refuse_halves(before: Side, after: Side) -> None:
@@ -188,10 +195,12 @@ def joined(sides: Sequence[Side]) -> Side:
         offset += max(known, default=0)
     values: dict[Key, dict[int, float]] = {}
     left_out: dict[tuple[str | None, int], str] = {}
+    stays: dict[int, Stay] = {}
     for number, side in enumerate(sides):
         for key, of in side.values.values.items():
             values.setdefault(key, {}).update({places[number, k]: value for k, value in of.items()})
         left_out |= {(cell, places[number, k]): why for (cell, k), why in side.values.left_out.items()}
+        stays |= {places[number, k]: stay for k, stay in _stays(side).items() if (number, k) in places}
     entering = {k for of in values.values() for k in of}
     merged = msgspec.structs.replace(
         first.values,
@@ -201,28 +210,37 @@ def joined(sides: Sequence[Side]) -> Side:
         units={key: unit for side in sides for key, unit in side.values.units.items()},
         confidence=max(side.values.confidence for side in sides),
         deployments={k: name for k, name in named.items() if k in entering},
+        stays=stays,
     )
     return msgspec.structs.replace(first, source="; ".join(side.source for side in sides), values=merged)
 
 
+def _stays(side: Side) -> dict[int, Stay]:
+    """When its runs were made; one that failed before it named its deployment was of the folder's."""
+    names = dict.fromkeys(stay.deployment for stay in side.values.stays.values() if stay.deployment is not None)
+    own = next(iter(names)) if len(names) == 1 else None if names else side.source
+    return {
+        k: msgspec.structs.replace(stay, deployment=stay.deployment or own) for k, stay in side.values.stays.items()
+    }
+
+
 def compare_all(
-    pairs: Sequence[tuple[Side, Side]], *, primary: Key | None = None, vary: Collection[str] = ()
+    pairs: Sequence[tuple[Side, Side]],
+    *,
+    primary: Key | None = None,
+    vary: Collection[str] = (),
+    wanted: Wanted = "auto",
 ) -> list[Comparison]:
     """Every pair of sides. Asked of several, the primary metric's p-values are Holm-adjusted together."""
     keys = {_primary(before, after, primary) for before, after in pairs}
     if len(pairs) < 2 or len(keys) > 1:
-        return [compare(before, after, primary=primary, vary=vary) for before, after in pairs]
-    asked = ask([_asked_of(before, after) for before, after in pairs], keys.pop())
+        return [compare(before, after, primary=primary, vary=vary, wanted=wanted) for before, after in pairs]
+    found = [_units(before, after, wanted) for before, after in pairs]
+    asked = ask([(one.before, one.after, one.paired) for one in found], keys.pop())
     return [
-        compare(before, after, primary=primary, vary=vary, asked=one)
+        compare(before, after, primary=primary, vary=vary, asked=one, wanted=wanted)
         for (before, after), one in zip(pairs, asked, strict=True)
     ]
-
-
-def _asked_of(before: Side, after: Side) -> tuple[TestValues, TestValues, bool]:
-    if deployments.replicated(before.values, after.values):
-        return deployments.by_deployment(before.values), deployments.by_deployment(after.values), False
-    return before.values, after.values, before.source == after.source
 
 
 def differences(before: Side, after: Side) -> list[Difference]:
@@ -315,15 +333,10 @@ def _remarks(
     apart: Collection[str],
     vary: Collection[str],
     *,
-    paired: bool,
+    units: Units,
     chosen: bool,
 ) -> "list[str]":
-    said = []
-    if not paired:
-        said.append(
-            "not interleaved: the two sides ran at different times, so that whatever drifted in between is in the "
-            "gain; one plan with both tests pairs their runs"
-        )
+    said = in_time(units, (before.label, after.label))
     if before.values.beside is not None:
         said.append(
             "mode paired: both stood side by side under one load; this is their difference under what they shared, of "
@@ -335,7 +348,7 @@ def _remarks(
         if side.values.test.planted is not None
     ]
     if deployments.replicated(before.values, after.values):
-        said.append(deployments.unit_remark(before.values, after.values))
+        said.append(deployments.unit_remark(before.values, after.values, units.before.unit))
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:

@@ -1,6 +1,7 @@
 """What is compared: tests with their run-level values, the rows that come of it, and which tests may be. Pure."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -38,6 +39,19 @@ RUN_LEVEL: dict[str, Better] = {  # beside the metrics a plan can decide by
 }
 
 
+class Stay(msgspec.Struct, frozen=True, kw_only=True):
+    """A run on its deployment.
+
+    deployment   None: it failed before it had one, or names none
+    began, ended by the wall clock of `host`, which conducted it (None: not known which)
+    """
+
+    deployment: str | None
+    began: datetime
+    ended: datetime
+    host: str | None
+
+
 class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     """A test and its run-level values.
 
@@ -51,6 +65,7 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     pairs       (cell, metric) -> repetition -> how this test differs from the one beside it, pair by pair of requests;
                 one of the two has it
     deployments  repetition -> the deployment it was measured on, of valid runs that name one
+    stays       repetition -> when its run was made, valid or not; absent: not recorded
     unit        what a repetition stands for
     """
 
@@ -66,7 +81,8 @@ class TestValues(msgspec.Struct, frozen=True, kw_only=True):
     beside: str | None = None
     pairs: Mapping[Key, Mapping[int, LogRatio]] = {}
     deployments: Mapping[int, str] = {}
-    unit: Literal["run", "deployment"] = "run"
+    stays: Mapping[int, Stay] = {}
+    unit: Literal["run", "deployment", "block"] = "run"
 
 
 class GainRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,7 +62,8 @@ def _values(results: Results, source: str, name: str) -> TestValues:
     runs = next(test.runs for test in results.tests if test.name == name)
     stops, mode = results.plan.get("gain_within_pct") is not None, str(results.plan.get("mode", "runs"))
     confidence = stopping_confidence(stops=stops, mode=mode)
-    return values_of(_test(results, source, name), runs, confidence=confidence)
+    host = results.machine.get("host")
+    return values_of(_test(results, source, name), runs, confidence=confidence, host=str(host) if host else None)
 
 
 def _test(results: Results, source: str, name: str) -> Test:

@@ -8,6 +8,7 @@ from kvgauge.report import rows
 from kvgauge.report.numbers import NONE, signed_pct
 from kvgauge.report.packed import Column, Footnotes, Packed, Value
 from kvgauge.report.records import Results, TestResult
+from kvgauge.stats.paired import UNIT as PAIRS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +72,8 @@ def count_text(row: GainRow) -> str:
     """n, and of what where it does not count runs."""
     if not row.gain.n:
         return NONE
-    return str(row.gain.n) if row.of == RUNS else f"{row.gain.n:,} pairs"
+    of = "pairs" if row.of == PAIRS else row.of
+    return str(row.gain.n) if row.of == RUNS else f"{row.gain.n:,} {of}"
 
 
 def span_text(row: GainRow) -> str:

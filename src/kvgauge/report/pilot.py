@@ -6,12 +6,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kvgauge.compare.blocks import blocks_of
 from kvgauge.compare.deployments import repetitions_of, shares
+from kvgauge.compare.sides import Side, joined
 from kvgauge.compare.values import Key, TestValues, comparable, direction
 from kvgauge.failures import TooFewSamples, UsageError
-from kvgauge.report.against import all_values, primary_of
+from kvgauge.plan.records import Test
+from kvgauge.report.against import all_values, primary_of, side_of
 from kvgauge.report.records import Results
-from kvgauge.stats.design import PILOT_MIN, Design, Levels, design, levels
+from kvgauge.stats.design import (
+    PILOT_MIN,
+    Design,
+    Levels,
+    Spreads,
+    design,
+    levels,
+    spreads_of_arm,
+    spreads_of_arms,
+    spreads_of_blocks,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,12 +80,21 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deployments(msgspec.Struct, frozen=True, kw_only=True):
-    """Deployments and runs on each, by the deployments of one test; `reason` where they cannot tell."""
+    """Deployments and runs on each for one test beside another; `reason` where the pilot's cannot tell.
+
+    baseline    None: the pilot has no other arm
+    pilot       deployment -> its runs
+    blocks      of two, one of each arm, in the pilot
+    not_blocks  why its deployments were not taken in blocks; None: they were, or there is one arm
+    """
 
     test: str
+    baseline: str | None
     pilot: dict[str, int]
     levels: Levels | None
     reason: str | None = None
+    blocks: int = 0
+    not_blocks: str | None = None
 
 
 def has_deployments(pilots: Sequence[tuple[Results, str]]) -> bool:
@@ -80,39 +102,120 @@ def has_deployments(pilots: Sequence[tuple[Results, str]]) -> bool:
     return any(shares(values) for pilot, source in pilots for values in all_values(pilot, source))
 
 
-def propose_deployments(pilots: Sequence[tuple[Results, str]], gain_pct: float, cost: Cost) -> list[Deployments]:
-    """What the deployments of each test say of how many would be enough. Folders of one deployment are put together.
+def propose_deployments(
+    pilots: Sequence[tuple[Results, str]],
+    gain_pct: float,
+    cost: Cost,
+    *,
+    after: Sequence[tuple[Results, str]] = (),
+    planned: Sequence[Test] = (),
+) -> list[Deployments]:
+    """What the pilot's deployments say of how many would be enough, in the blocks of two that `kvgauge compare` will
+    find by their times. Folders of one deployment are put together.
 
-    raises  UsageError when the folders do not declare the same primary metric
+    after    the pilot of the other arm, where names do not tell which is which
+    planned  tests as the plan has them: which is compared with which
+
+    raises  UsageError when the folders of a test do not measure the same, or do not declare one primary metric
     """
-    keys = {primary_of(pilot) for pilot, _ in pilots}
+    keys = {primary_of(pilot) for pilot, _ in (*pilots, *after)}
     key = next(iter(keys))
     better = direction(key[1]) if key else None
     if len(keys) > 1 or key is None or better is None:
         raise UsageError("the pilot's folders do not declare one primary metric that can be better or worse")
-    groups: dict[str, dict[str, list[float]]] = {}
-    for pilot, source in pilots:
-        for values in all_values(pilot, source):
-            _add(groups.setdefault(values.test.name, {}), values, key)
+    arms = _arms(pilots, after)
     found = []
-    for test, deployed in groups.items():
-        counts = {name: len(logs) for name, logs in deployed.items()}
-        made, reason = None, None
-        try:
+    for name, baseline in _compared_after(arms) if after else _compared(arms, planned):
+        one, spreads = _spreads({arm: arms[arm] for arm in (baseline, name) if arm is not None}, key)
+        if spreads is not None:
             costs = {"deploy_s": cost.deploy_s, "run_s": cost.run_s}
-            made = levels(list(deployed.values()), gain_pct, better, gpus=cost.gpus, **costs)
-        except TooFewSamples as error:
-            reason = str(error)
-        found.append(Deployments(test=test, pilot=counts, levels=made, reason=reason))
+            one = msgspec.structs.replace(one, levels=levels(spreads, gain_pct, better, gpus=cost.gpus, **costs))
+        found.append(one)
     return found
 
 
-def _add(deployed: dict[str, list[float]], values: TestValues, key: Key) -> None:
+def _arms(pilots: Sequence[tuple[Results, str]], after: Sequence[tuple[Results, str]]) -> dict[str, TestValues]:
+    """Each test's folders together, by its name; of one that is in both arms "before" and "after" tell which."""
+    groups = [
+        [(test.name, pilot, source) for pilot, source in group for test in pilot.tests] for group in (pilots, after)
+    ]
+    both = {name for name, _, _ in groups[0]} & {name for name, _, _ in groups[1]}
+    folders: dict[str, list[Side]] = {}
+    for which, group in zip(("before", "after"), groups, strict=True):
+        for name, pilot, source in group:
+            label = f"{name} ({which})" if name in both else name
+            folders.setdefault(label, []).append(side_of(pilot, source, name))
+    return {label: joined(sides).values for label, sides in folders.items()}
+
+
+def _compared_after(arms: Mapping[str, TestValues]) -> list[tuple[str, str | None]]:
+    """Two arms as they were named. raises UsageError when there are not two, of tests that may be compared"""
+    names = list(arms)
+    if len(names) != 2:
+        raise UsageError(
+            f"--pilot-after tells two arms apart, and these folders hold {', '.join(names)}: one test each"
+        )
+    field = comparable(arms[names[0]].test, arms[names[1]].test)
+    if field is not None:
+        raise UsageError(f"{names[0]} and {names[1]} are not compared: {field} differs")
+    return [(names[1], names[0])]
+
+
+def _compared(arms: Mapping[str, TestValues], planned: Sequence[Test]) -> list[tuple[str, str | None]]:
+    """Every test of the pilot beside its baseline, two that name none beside one another, what is left by itself."""
+    tests = [*planned, *(values.test for values in arms.values())]
+    pairs = dict.fromkeys(
+        (test.name, name)
+        for test in tests
+        for name in test.baseline
+        if {test.name, name} <= arms.keys() and comparable(arms[name].test, arms[test.name].test) is None
+    )
+    if not pairs and len(arms) == 2:
+        before, after = arms
+        pairs = {(after, before): None} if comparable(arms[before].test, arms[after].test) is None else {}
+    known = {name for pair in pairs for name in pair}
+    return [*pairs, *((name, None) for name in arms if name not in known)]
+
+
+def _spreads(arms: Mapping[str, TestValues], key: Key) -> tuple[Deployments, Spreads | None]:
+    """Within blocks where the pilot has them; else of both arms; else of the one that has enough deployments.
+
+    arms  one, or the one before and the one after
+    """
+    names, given = list(arms), list(arms.values())
+    logs = [_logs(values, key) for values in given]
+    one = Deployments(
+        test=names[-1],
+        baseline=names[0] if len(names) == 2 else None,
+        pilot={
+            name if len(names) == 1 else f"{label}: {name}": len(runs)
+            for label, arm in zip(names, logs, strict=True)
+            for name, runs in arm.items()
+        },
+        levels=None,
+    )
+    try:
+        if len(given) == 2:
+            blocks = blocks_of(given[0], given[1], (names[0], names[1]))
+            one = msgspec.structs.replace(one, blocks=len(blocks.pairs), not_blocks=blocks.why_not)
+            if blocks.why_not is None:
+                return one, spreads_of_blocks([(logs[0].get(a, []), logs[1].get(b, [])) for a, b in blocks.pairs])
+            enough = [arm for arm in logs if sum(len(runs) > 1 for runs in arm.values()) > 1]
+            if len(enough) == 2:
+                return one, spreads_of_arms(list(enough[0].values()), list(enough[1].values()))
+            logs = enough or logs
+        return one, spreads_of_arm(list(logs[0].values()))
+    except TooFewSamples as error:
+        return msgspec.structs.replace(one, reason=str(error)), None
+
+
+def _logs(values: TestValues, key: Key) -> dict[str, list[float]]:
     known = values.values.get(key, {})
-    for name, repetitions in repetitions_of(values).items():
-        logs = [log(known[k]) for k in repetitions if known.get(k, 0) > 0]
-        if logs:
-            deployed.setdefault(name, []).extend(logs)
+    found = {
+        name: [log(known[k]) for k in repetitions if known.get(k, 0) > 0]
+        for name, repetitions in repetitions_of(values).items()
+    }
+    return {name: logs for name, logs in found.items() if logs}
 
 
 def render_deployments(
@@ -124,7 +227,8 @@ def render_deployments(
     what = f"{key[1]} of {key[0]}" if key else "the primary metric"
     yield Text(f"by the pilot's deployments, to show a gain of {gain_pct:g} % in {what} 9 times in 10:", style="bold")
     for one in found:
-        yield Text(f"  {one.test}: {_levels_words(one, cost)}")
+        beside = "" if one.baseline is None else f" beside {one.baseline}"
+        yield Text(f"  {one.test}{beside}: {_levels_words(one, cost)}")
 
 
 def _levels_words(one: Deployments, cost: Cost) -> str:
@@ -132,17 +236,35 @@ def _levels_words(one: Deployments, cost: Cost) -> str:
     if one.levels is None:
         return f"not known from {seen} ({one.reason})"
     made = one.levels
-    spreads = (
-        f"spread {made.s2_deploy**0.5:.1%} between deployments, {made.s2_run**0.5:.1%} between runs of one ({seen})"
-    )
+    spreads = f"{_planned_with(one, made)} ({seen})"
     if made.deployments is None:
         return f"more than 1,000 deployments of each arm; {spreads}"
     gpu_hours = f", {made.gpu_hours:.1f} GPU-hours" if cost.gpus else ""
     order = made.order if len(made.order) <= ORDER_SHOWN else f"{made.order[:ORDER_SHOWN]}..."
+    arms = "" if one.baseline is None else f" (A {one.baseline}, B {one.test})"
     return (
-        f"{made.deployments} deployments of each arm, {made.runs} runs on each, in the order {order}: "
+        f"{made.deployments} deployments of each arm, {made.runs} runs on each, in the order {order}{arms}: "
         f"about {made.hours:.1f} h{gpu_hours}; {spreads}"
     )
+
+
+def _planned_with(one: Deployments, made: Levels) -> str:
+    """Which spread, and where it comes from."""
+    if made.source == "blocks":
+        where = f" in the pilot's {one.blocks} blocks"
+    elif made.source == "both arms":
+        where = f" by both arms' variances added up (the pilot is not in blocks: {one.not_blocks})"
+    else:
+        where = f" by twice the variance of {_only(one)}, as if the other arm's were the same"
+    of_a_block = " of a block" if made.source == "blocks" else ""
+    return (
+        f"spread of a block's difference {made.spread:.1%}{where}, planned with up to {made.spread_upper:.1%}; "
+        f"{made.s2_deploy**0.5:.1%} between deployments{of_a_block}, {made.s2_run**0.5:.1%} between runs of one"
+    )
+
+
+def _only(one: Deployments) -> str:
+    return f"{one.test}'s deployments" if one.baseline is None else "the one arm that has enough deployments"
 
 
 def _log_ratios(before: Mapping[int, float], after: Mapping[int, float]) -> list[float]:

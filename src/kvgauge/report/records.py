@@ -1,6 +1,7 @@
 """What results.json holds: a plan's tests, their runs and cells, summaries and gains."""
 
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -12,6 +13,9 @@ from kvgauge.stats.server import Server
 from kvgauge.stats.warmth import WarmUp
 
 SCHEMA = 1
+
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 Status = Literal["valid", "invalid", "failed", "pending", "interrupted"]
@@ -37,6 +41,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     beside   the test that stood beside this one under one load (mode paired)
     pairs    cells of the test that is compared: metric -> log(this / beside) over the pairs of requests
     deployment  what it was measured on; runs of one name shared it. None: not known
+    began, ended  of the run, its target's start and end included, by the wall clock of the host that conducted it
     """
 
     run_id: str
@@ -57,6 +62,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     beside: str | None = None
     pairs: dict[str, LogRatio] = {}
     deployment: str | None = None
+    began: Moment | None = None
+    ended: Moment | None = None
 
 
 class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import msgspec
 
 from kvgauge.compare.deployments import scope
 from kvgauge.compare.gains import gains
-from kvgauge.compare.values import TestValues
+from kvgauge.compare.values import Stay, TestValues
 from kvgauge.failures import SamplesError
 from kvgauge.plan.records import Plan, Run, Test
 from kvgauge.report.records import SCHEMA, Results, RunResult, SummaryRow, TestResult, Tp
@@ -131,8 +131,13 @@ def _with_pending(
     return tuple(sorted(runs, key=lambda run: (run.repetition, -1 if run.cell is None else places.get(run.cell, 999))))
 
 
-def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONFIDENCE) -> TestValues:
-    """Run-level values of valid runs; a value that is only the largest of too few requests gives no verdict."""
+def values_of(
+    test: Test, runs: Sequence[RunResult], *, confidence: float = CONFIDENCE, host: str | None = None
+) -> TestValues:
+    """Run-level values of valid runs; a value that is only the largest of too few requests gives no verdict.
+
+    host  that conducted them
+    """
     values: dict[tuple[str | None, str], dict[int, float]] = {}
     no_verdict: dict[tuple[str | None, str], str] = {}
     left_out: dict[tuple[str | None, int], str] = {}
@@ -140,7 +145,10 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
     counted_by: dict[tuple[str | None, str], str] = {}
     pairs: dict[tuple[str | None, str], dict[int, LogRatio]] = {}
     deployments: dict[int, str] = {}
+    stays: dict[int, Stay] = {}
     for run in runs:
+        if run.began is not None and run.ended is not None:
+            stays[run.repetition] = Stay(deployment=run.deployment, began=run.began, ended=run.ended, host=host)
         if run.status != "valid":
             left_out[run.cell, run.repetition] = run.status
             continue
@@ -168,6 +176,7 @@ def values_of(test: Test, runs: Sequence[RunResult], *, confidence: float = CONF
         beside=next((run.beside for run in runs if run.beside), None),
         pairs=pairs,
         deployments=deployments,
+        stays=stays,
     )
 
 
