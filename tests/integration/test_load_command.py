@@ -25,7 +25,7 @@ def server(embedded):
 
 def test_a_server_is_loaded_and_its_requests_and_results_are_kept(server, tmp_path):
     out = tmp_path / "out"
-    done = load("--url", server, "--concurrency", "1,4", "--num-prompts", "6,12", "--isl", "64", "--osl", "4",
+    done = load("--url", server, "--concurrency", "1,4", "--num-prompts", "6,12", "--isl", "64", "--osl", "8",
                 "--num-warmups", "2", "--out", str(out))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "time to first token" in done.stdout
@@ -34,18 +34,18 @@ def test_a_server_is_loaded_and_its_requests_and_results_are_kept(server, tmp_pa
     (test,) = json.loads((out / "results.json").read_text())["tests"]
     cells = {run["cell"]: run for run in test["runs"]}
     assert test["backend"] == "unobserved"
-    assert cells["64x4-1"]["status"] == cells["64x4-4"]["status"] == "valid"
+    assert cells["64x8-1"]["status"] == cells["64x8-4"]["status"] == "valid"
     for statistic in ("mean", "p50", "p90", "p95", "p99"):
-        assert cells["64x4-4"]["metrics"][f"ttft_ms_{statistic}"]["point"] > 0
+        assert cells["64x8-4"]["metrics"][f"ttft_ms_{statistic}"]["point"] > 0
     (run,) = (out / "runs").iterdir()
     exchanges = load_exchanges(run)
     assert sum(not e.warmup for e in exchanges) == 18
-    assert {(e.tokens_in, e.tokens_out) for e in exchanges} == {(64, 4)}
+    assert {(e.tokens_in, e.tokens_out) for e in exchanges} == {(64, 8)}
     again = subprocess.run(
         [sys.executable, "-m", "kvgauge", "report", str(out)], capture_output=True, text=True, timeout=60, check=False
     )
     assert again.returncode == 0
-    assert "64x4-4" in again.stdout
+    assert "64x8-4" in again.stdout
 
 
 def test_an_open_load_is_offered_at_its_rate_by_several_workers_where_there_are_cores(server, tmp_path):

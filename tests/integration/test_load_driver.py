@@ -270,7 +270,7 @@ def test_silence_inside_a_stream_is_a_stall_within_its_limit():
     began = time.monotonic()
     exchange = only(stalls, stall_timeout_s=0.3)
     assert (exchange.failure, len(exchange.arrivals_ns)) == ("stall", 1)
-    assert 0.3 < time.monotonic() - began < 2
+    assert 0.3 < time.monotonic() - began < 15
 
 
 def test_silence_from_the_start_is_no_first_token():
@@ -376,7 +376,7 @@ def closed_port():
 def test_a_server_that_is_down_fails_every_request_at_once():
     began = time.monotonic()
     load, exchanges = offer(f"http://127.0.0.1:{closed_port()}", {"requests": 50, "concurrency": 5})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15
     assert (load.offered, load.failed, load.late_ns_max) == (50, 50, None)
     assert {each.failure for each in exchanges} == {"connect"}
     assert "Connection refused" in exchanges[0].detail
@@ -397,7 +397,7 @@ def test_a_connection_that_is_not_made_in_time_is_given_up():
     with full_port() as listener:
         began = time.monotonic()
         _, [exchange] = offer(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_timeout_s=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4.9  # 5 without the limit
     assert (exchange.failure, "no connection within 0.2 s" in exchange.detail) == ("connect", True)
 
 

@@ -165,9 +165,9 @@ def test_ten_thousand_requests_are_quick():
     rng = random.Random(1)
     made = [exchange(i, due=i, ttft=rng.randint(10, 90), tokens=64) for i in range(10_000)]
     moves = [transfer(i) for i in range(10_000)]
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone: others may keep the cores busy
     found = measured(made, moves)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     assert found["ttft_ms_p99"].low is not None
 
 
