@@ -105,6 +105,13 @@ def test_folders_that_measure_different_things_are_not_one_side():
                 side(100, "b").values, test=msgspec.structs.replace(side(1, "b").values.test, model="other")))])  # fmt: skip
 
 
+def test_folders_that_other_hosts_conducted_are_one_side_where_that_is_said():
+    sides = [msgspec.structs.replace(side(100, name), machine={"host": name}) for name in ("pod-1", "pod-2")]
+    with pytest.raises(UsageError, match="host is pod-1 there and pod-2 here; where it may, --vary host"):
+        joined(sides)
+    assert len(by_deployment(joined(sides, ["host"]).values).values[KEY]) == 2
+
+
 def folders(tmp_path, level, names, **more):
     made = []
     for place, name in enumerate(names):

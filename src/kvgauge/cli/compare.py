@@ -183,7 +183,7 @@ def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
     same = names[0] == names[1]
     labels = [f"{name} ({which})" if same else name for name, which in zip(names, ("before", "after"), strict=True)]
     before, after = (
-        joined([side_of(one, str(path.resolve()), name, label=label) for path, one in group])
+        joined([side_of(one, str(path.resolve()), name, label=label) for path, one in group], args.vary)
         for group, name, label in zip(read, names, labels, strict=True)
     )
     return [(before, after)]

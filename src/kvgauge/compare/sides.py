@@ -172,17 +172,19 @@ def _refuse_halves(before: Side, after: Side) -> None:
             )
 
 
-def joined(sides: Sequence[Side]) -> Side:
+def joined(sides: Sequence[Side], vary: Collection[str] = ()) -> Side:
     """Several folders of one test as one side; runs that name no deployment are of their folder's own.
 
+    vary    fields that may differ between them too: hosts that conduct, where each start has a new name
     raises  UsageError when they do not measure the same, naming the first field
     """
     first = sides[0]
     offset, places, named = 0, dict[tuple[int, int], int](), dict[int, str]()
     for number, side in enumerate(sides):
-        apart = [one for one in differences(first, side) if one.field not in NOTED]
+        apart = [one for one in differences(first, side) if one.field not in NOTED and one.field not in vary]
         if apart or side.primary != first.primary:
             what = apart[0].words if apart else "the primary metric differs"
+            what += f"; where it may, --vary {apart[0].field}" if apart and apart[0].field in PLACE else ""
             raise UsageError(f"{first.source} and {side.source} are not one side: {what}")
         if side.values.counted_by != first.values.counted_by or side.values.beside != first.values.beside:
             alike = side.values.beside == first.values.beside
