@@ -1,6 +1,7 @@
 """`kvgauge compare`: two runs, two tests, or all tests of a plan; with gates for a pipeline."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,12 @@ def run(args: argparse.Namespace) -> int:
     pairs = _joined_pair(args) if args.all_before else _pairs(args)
     primary = pairs[0][1].primary
     chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
+    cells = {name for pair in pairs for side in pair for name in side.cells}
+    _known("--primary", [chosen] if chosen else [], cells)
     compared = compare_all(pairs, primary=chosen, vary=args.vary)
-    passed = [
-        judge(one, [read_gate(text, one.primary[0]) for text in args.gate]) if args.gate else [] for one in compared
-    ]
+    gates = [[read_gate(text, one.primary[0]) for text in args.gate] for one in compared]
+    _known("--gate", [(gate.cell, gate.metric) for some in gates for gate in some], cells)
+    passed = [judge(one, some) for one, some in zip(compared, gates, strict=True)]
     if args.json:
         _print_json(compared, passed)
     else:
@@ -98,6 +101,15 @@ def run(args: argparse.Namespace) -> int:
     if args.gate:
         return _gates_code(compared, passed)
     return _code(compared)
+
+
+def _known(flag: str, keys: "list[Key]", cells: set[str]) -> None:
+    """raises UsageError when a cell is named that no side has: a slip must not look like a measurement"""
+    from kvgauge.failures import UsageError
+
+    for cell, metric in keys:
+        if cell is not None and cell not in cells:
+            raise UsageError(f"{flag} {metric}@{cell}: there is no cell {cell!r}; there are {', '.join(sorted(cells))}")
 
 
 def _code(compared: "list[Comparison]") -> int:
@@ -152,7 +164,28 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
                 side_of(second, sources[1], after, label=labels[1]),
             )
         )
+    for pair in pairs:
+        _refuse_copies(pair)
     return pairs
+
+
+def _refuse_copies(sides: "Sequence[Side]") -> None:
+    """Of runs that are in twice nothing can be told: they are alike to the last digit, and are no replication.
+
+    raises  UsageError naming both
+    """
+    from itertools import combinations
+
+    from kvgauge.failures import UsageError
+
+    for one, other in combinations(sides, 2):
+        if one.values.values and one.values.values == other.values.values:
+            same = one.source == other.source
+            raise UsageError(
+                f"{one.label} and {other.label} are the same runs"
+                + (f" of {one.source}" if same else f": {other.source} holds what {one.source} does, to the last digit")
+                + ". Name two that were measured apart"
+            )
 
 
 def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
@@ -172,11 +205,12 @@ def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
         raise UsageError(f"the folders of each side have in common {known}: name one of each with --tests BEFORE AFTER")
     same = names[0] == names[1]
     labels = [f"{name} ({which})" if same else name for name, which in zip(names, ("before", "after"), strict=True)]
-    before, after = (
-        joined([side_of(one, str(path.resolve()), name, label=label) for path, one in group])
+    sides = [
+        [side_of(one, str(path.resolve()), name, label=label) for path, one in group]
         for group, name, label in zip(read, names, labels, strict=True)
-    )
-    return [(before, after)]
+    ]
+    _refuse_copies([*sides[0], *sides[1]])
+    return [(joined(sides[0]), joined(sides[1]))]
 
 
 def _folders(args: argparse.Namespace) -> tuple[str, str]:
@@ -195,6 +229,7 @@ def _read(path: Path) -> "Results":
 def _rank(args: argparse.Namespace) -> int:
     from kvgauge.compare.gates import read_key
     from kvgauge.compare.ranks import rank, winner
+    from kvgauge.compare.sides import check_varied
     from kvgauge.failures import UsageError
     from kvgauge.report.against import all_values, primary_of, render_ranks
 
@@ -203,12 +238,13 @@ def _rank(args: argparse.Namespace) -> int:
     key: Key | None = read_key(args.primary, declared[0] if declared else None) if args.primary else declared
     if key is None:
         raise UsageError(f"{args.before} declares no primary metric: --primary METRIC@CELL")
-    ranked = rank(all_values(results, str(args.before)), key)
+    check_varied(args.vary)
+    ranked = rank(all_values(results, str(args.before)), key, vary=args.vary)
     first, sentence = winner(ranked, rehearsal=results.rehearsal)
     if args.json:
         import msgspec
 
-        found = {"key": key, "ranked": ranked, "winner": first, "sentence": sentence}
+        found = {"key": key, "ranked": ranked, "winner": first, "sentence": sentence, "scope": results.scope}
         print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
         from kvgauge.cli.pages import pages
@@ -216,7 +252,7 @@ def _rank(args: argparse.Namespace) -> int:
 
         console = page()
         with pages():
-            for part in render_ranks(ranked, key, sentence):
+            for part in render_ranks(ranked, key, sentence, scope=results.scope):
                 console.print(part)
     return EXIT_FINE if len(ranked) > 1 and all(one.apart for one in ranked[1:]) else EXIT_UNDECIDED
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvgauge.compare.reasons import Family, dropped, no_logarithm, no_verdict, none_can_count, p_value_of, why_not_shown
+from kvgauge.compare.reasons import Family, dropped, lacking, no_verdict, none_can_count, p_value_of, why_not_shown
 from kvgauge.compare.values import GainRow, Key, TestValues, Verdict, comparable, direction
 from kvgauge.plan.records import ColdStart, Plan
 from kvgauge.stats.estimate import Estimate, bare, missing
@@ -186,7 +186,7 @@ def row_of(
     if why is None and verdict == "no difference shown":
         why = why_not_shown(gained, family, before.unit)
     scope = None if gained.pairs is None else f"n counts {PAIRS}"
-    said = (scope, why, dropped(before, after, key[0]), no_logarithm(before, after, key))
+    said = (scope, why, dropped(before, after, key[0]), lacking(before, after, key, paired=gained.paired))
     reasons = [reason for reason in said if reason]
     return GainRow(
         test=after.test.name,

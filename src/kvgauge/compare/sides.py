@@ -17,14 +17,14 @@ from kvgauge.stats.runs import change, over_runs
 
 # of the machine, and of what a cluster adds to it: two places differ in more than what was switched
 PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
-CLIENT = ("quick_ack",)  # of the plan: how its client behaved
-NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
+CLIENT = ("quick_ack", "tool")  # how its client behaved, and which tool that was where results are imported
+NOTED = ("kernel", "python", "kvgauge", "seed")  # differing, these are said and not refused
 SWITCHED = ("backend", "build", "patches")  # what a comparison is about
 RATE_SHARE = 0.02  # by which the rates of two sides may differ and still be one load
 CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests", "steady")
 VARIABLE = (
-    *MUST_AGREE, *PLACE, *CLIENT, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api",
-    "stream", "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
+    *dict.fromkeys((*MUST_AGREE, *PLACE, *CLIENT)), "load", "concurrency", "rate", "input_tokens", "output_tokens",
+    "prompt", "api", "stream", "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
 )  # fmt: skip
 THROTTLED_FROM = 0.02  # request rates of a closed loop that differ by less are not worth a word
 
@@ -119,8 +119,7 @@ def compare(
 
     raises  UsageError when they may not be compared, naming every field that differs
     """
-    if unknown := sorted(set(vary) - set(VARIABLE)):
-        raise UsageError(f"--vary {unknown[0]}: no such field; there are {', '.join(VARIABLE)}")
+    check_varied(vary)
     _refuse_halves(before, after)
     key = _primary(before, after, primary)
     found = differences(before, after)
@@ -152,6 +151,12 @@ def compare(
         rows=tuple(_with_both(kept_before, kept_after, row) for row in rows),
         arose=tuple(_arose(kept_before, kept_after, paired=paired)),
     )
+
+
+def check_varied(vary: Collection[str]) -> None:
+    """raises UsageError for a field that no comparison knows"""
+    if unknown := sorted(set(vary) - set(VARIABLE)):
+        raise UsageError(f"--vary {unknown[0]}: no such field; there are {', '.join(VARIABLE)}")
 
 
 def _refuse_halves(before: Side, after: Side) -> None:

@@ -182,23 +182,24 @@ def _log_ratio(before: float | None, after: float | None) -> float | None:
     return log(after) - log(before)
 
 
-def runs_needed(gained: Gain) -> int:
+def runs_needed(gained: Gain, level: float = LEVEL * PRIMARY_SHARE) -> int:
     """How many runs a side would be enough, if the spread stays as it is, to show this gain 8 times in 10.
+
+    level  two-sided, that its p-value has to stay below
 
     A gain below 5 % is not what anybody plans for: then the number that would show 5 %.
     returns  RUNS_MIN..RUNS_MAX; RUNS_MIN too when there are fewer than two pairs, since no spread is known;
              RUNS_MAX stands for "this many or more"
 
-    Smallest n with (t(0.98, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect: at the primary metric's share of the level.
+    Smallest n with (t(1 - level / 2, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect.
     """
     if gained.log_mean is None or gained.log_spread is None:
         return RUNS_MIN
     least = abs(log(1 + SHOWN_PCT / 100 if gained.better == "higher" else 1 - SHOWN_PCT / 100))
     effect = max(abs(gained.log_mean), least)
     for n in range(RUNS_MIN, RUNS_MAX):
-        if (t_quantile(1 - LEVEL * PRIMARY_SHARE / 2, n - 1) + t_quantile(POWER, n - 1)) * gained.log_spread / sqrt(
-            n
-        ) <= effect:
+        reach = t_quantile(1 - level / 2, n - 1) + t_quantile(POWER, n - 1)
+        if reach * gained.log_spread / sqrt(n) <= effect:
             return n
     return RUNS_MAX
 
