@@ -349,3 +349,43 @@ def test_results_of_two_tools_are_refused_and_of_two_versions_of_one_are_not(tmp
     assert "tool is AIPerf there and vllm bench serve here" in capsys.readouterr().err
     assert main(["compare", paths[0], paths[1], "--vary", "tool"]) == 0
     assert main(["compare", paths[0], paths[2]]) == 0
+
+
+def test_pairs_of_a_plan_that_may_not_be_compared_are_named_and_the_others_shown(tmp_path, capsys):
+    """The reference plan's larger models have the small one's baselines."""
+    results = results_of({"A": 100, "Bee": 80, "Large": 300})
+    tests = [{**test, "baseline": () if test["name"] == "A" else ("A",)} for test in results.plan["tests"]]
+    tests[2]["model"] = "Llama-3.1-8B"
+    shown = [
+        msgspec.structs.replace(one, baseline=tuple(of["baseline"]))
+        for one, of in zip(results.tests, tests, strict=True)
+    ]
+    path = folder(tmp_path, "one", msgspec.structs.replace(results, plan={**results.plan, "tests": tests}, tests=shown))
+    assert main(["compare", path]) == 0
+    printed = capsys.readouterr()
+    assert "Bee beside A" in printed.out
+    assert printed.err.count("A and Large cannot be compared: model is Qwen3-0.6B there and Llama-3.1-8B here") == 1
+    assert main(["compare", path, "--tests", "A", "Large"]) == 2
+
+
+def test_the_warm_up_of_the_deciding_cell_is_noted_where_it_differs(tmp_path, capsys):
+    longer = tuple(msgspec.structs.replace(cell, warmup_requests=50) for cell in CELLS)
+    one, two = (
+        folder(tmp_path, "one", results_of({"A": 100})),
+        folder(tmp_path, "two", results_of({"A": 90}, cells=longer)),
+    )
+    assert main(["compare", one, two]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert page.count("warmup_requests of cell heavy is 1 there and 50 here: noted, not refused") == 1
+    assert "left out" not in page
+
+
+def test_every_field_of_a_cell_that_is_refused_can_be_varied(tmp_path, capsys):
+    bounded = tuple(msgspec.structs.replace(cell, ignore_eos=False) for cell in CELLS)
+    one, two = (
+        folder(tmp_path, "one", results_of({"A": 100})),
+        folder(tmp_path, "two", results_of({"A": 90}, cells=bounded)),
+    )
+    assert main(["compare", one, two]) == 2
+    assert "--vary ignore_eos" in capsys.readouterr().err
+    assert main(["compare", one, two, "--vary", "ignore_eos"]) == 0

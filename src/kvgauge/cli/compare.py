@@ -1,6 +1,7 @@
 """`kvgauge compare`: two runs, two tests, or all tests of a plan; with gates for a pipeline."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
     cells = {name for pair in pairs for side in pair for name in side.cells}
     _known("--primary", [chosen] if chosen else [], cells)
+    if args.after is None and not args.tests and not args.all_before:
+        pairs = _that_may(pairs, chosen, args.vary)
     compared = compare_all(pairs, primary=chosen, vary=args.vary)
     gates = [[read_gate(text, one.primary[0]) for text in args.gate] for one in compared]
     _known("--gate", [(gate.cell, gate.metric) for some in gates for gate in some], cells)
@@ -101,6 +104,32 @@ def run(args: argparse.Namespace) -> int:
     if args.gate:
         return _gates_code(compared, passed)
     return _code(compared)
+
+
+def _that_may(
+    pairs: "list[tuple[Side, Side]]", primary: "Key | None", vary: Sequence[str]
+) -> "list[tuple[Side, Side]]":
+    """Of a plan's own pairs those that may be compared; why the others may not, on standard error.
+
+    raises  UsageError when none may
+    """
+    from kvgauge.compare.differences import check_varied, refusal
+    from kvgauge.failures import UsageError
+
+    check_varied(vary)
+    kept, refused = [], []
+    for before, after in pairs:
+        key = primary or after.primary
+        why = None if key is None else refusal(before, after, key, vary)
+        if why is None:
+            kept.append((before, after))
+        else:
+            refused.append(why)
+    if not kept:
+        raise UsageError("; ".join(refused))
+    for why in refused:
+        print(f"kvgauge: {why}", file=sys.stderr)
+    return kept
 
 
 def _known(flag: str, keys: "list[Key]", cells: set[str]) -> None:
@@ -141,7 +170,8 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
     if args.tests:
         names = [tuple(args.tests)]
     elif args.after is None:
-        names = [(baseline, test.name) for test in first.tests for baseline in test.baseline]
+        here = {test.name for test in first.tests}
+        names = [(baseline, test.name) for test in first.tests for baseline in test.baseline if baseline in here]
         if not names:
             raise UsageError(f"{args.before} has no test with a baseline: name two with --tests, or a second run")
     elif len(first.tests) == len(second.tests) == 1:
@@ -227,9 +257,9 @@ def _read(path: Path) -> "Results":
 
 
 def _rank(args: argparse.Namespace) -> int:
+    from kvgauge.compare.differences import check_varied
     from kvgauge.compare.gates import read_key
     from kvgauge.compare.ranks import rank, winner
-    from kvgauge.compare.sides import check_varied
     from kvgauge.failures import UsageError
     from kvgauge.report.against import all_values, primary_of, render_ranks
 
