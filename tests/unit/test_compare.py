@@ -9,6 +9,7 @@ from kvgauge.compare.gains import gains, pair, published_gain, verdict_of
 from kvgauge.compare.ranks import rank, winner
 from kvgauge.compare.values import MUST_AGREE, TestValues, comparable, direction
 from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
+from kvgauge.stats.paired import LogRatio
 from kvgauge.stats.runs import gain
 
 KEY, GOODPUT = ("deciding", "ttft_ms_mean"), ("deciding", "goodput_req_s")
@@ -298,3 +299,16 @@ def test_tests_that_may_not_be_compared_are_named_apart_from_those_that_are_not_
         "no winner: C comes first, and may not be compared with Bee (model differs), A (model differs)",
     )
     assert winner(rank(tests, KEY, vary=["model"]), rehearsal=False)[0] == "C"
+
+
+def test_pairs_of_requests_that_lost_a_value_are_counted_where_the_gain_is_and_in_ranks():
+    ratio = LogRatio(mean=0.1, error=0.01, freedom=15, pairs=400, batches=20, lost=52)
+    sides = [
+        TestValues(test=A, values={KEY: {1: 100.0}}),
+        TestValues(test=B, values={KEY: {1: 110.0}}, beside="A", pairs={KEY: {1: ratio}}),
+    ]
+    (found,) = gains(sides, plan(A, B))
+    assert found.verdict == "worse"
+    assert found.reason == "n counts pairs of requests, these deployments; 52 more lack this value on a side"
+    ranked = rank(sides, KEY)
+    assert (ranked[1].apart, ranked[1].reason) == (True, found.reason)

@@ -6,7 +6,7 @@ from itertools import combinations
 import msgspec
 
 from kvgauge.compare.gains import gain_of
-from kvgauge.compare.reasons import no_verdict
+from kvgauge.compare.reasons import no_verdict, pairs_counted
 from kvgauge.compare.values import Key, TestValues, comparable, direction
 from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.runs import LEVEL, holm, over_runs
@@ -61,6 +61,8 @@ def rank(tests: Sequence[TestValues], key: Key, *, vary: Sequence[str] = ()) -> 
             continue
         gained = gain_of(test, first, key, paired=True)
         why, p_value = no_verdict(test, first, key, gained), adjusted.get((first.test.name, name))
+        if why is None and gained.pairs is not None:
+            why = pairs_counted(gained.pairs)
         apart = p_value is not None and p_value < LEVEL
         if apart and (gained.log_mean or 0.0) * sign > 0:
             apart, why = False, "repetition by repetition it is the better one, although its mean is not"

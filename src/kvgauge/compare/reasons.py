@@ -6,7 +6,7 @@ import msgspec
 
 from kvgauge.compare.values import Key, TestValues
 from kvgauge.stats.paired import SHOWN_PCT as PAIRS_SHOWN_PCT
-from kvgauge.stats.paired import pairs_needed
+from kvgauge.stats.paired import UNIT, LogRatio, pairs_needed
 from kvgauge.stats.runs import (
     LEVEL,
     PRIMARY_SHARE,
@@ -48,6 +48,12 @@ class Family(msgspec.Struct, frozen=True):
             return f"alone it would count; among {self.size} pairs of tests it does not (Holm)"
         left = f", with {100 * LEVEL * (1 - PRIMARY_SHARE):g} % for all while the primary one shows nothing,"
         return f"alone it would count; among {self.size} secondary metrics{left * self.gated} it does not (Holm)"
+
+
+def pairs_counted(pairs: LogRatio) -> str:
+    """Whom a gain over pairs of requests is about, and how many of them it could not use."""
+    lost = f"; {pairs.lost:,} more lack this value on a side" if pairs.lost else ""
+    return f"n counts {UNIT}{lost}"
 
 
 def p_value_of(gained: Gain) -> float:
