@@ -230,6 +230,17 @@ def test_runs_that_served_nothing_in_time_are_not_dropped_for_a_verdict_over_the
     assert "repetition 1, 2, 3, 4, 5: a value of 0 or below has no ratio" in found[0].reason
 
 
+def test_a_difference_without_any_spread_is_no_verdict_and_no_difference_without_one_is_equivalence():
+    """Five results rounded to two digits: 0.11 each time, then 0.12."""
+    flat = dict.fromkeys(range(1, 6), 0.11)
+    assert only(flat, dict.fromkeys(range(1, 6), 0.12)).verdict == "cannot tell"
+    apart = pair(
+        *(TestValues(test=A, values={KEY: side}) for side in (flat, dict.fromkeys(flat, 0.12))), KEY, paired=False
+    )
+    assert "agree to the last digit" in apart[0].reason
+    assert only(flat, flat).verdict == "equivalent"
+
+
 def test_a_repetition_whose_value_one_side_lacks_is_named():
     after = about(80, n=8, shift=2)
     del after[3]

@@ -83,6 +83,10 @@ def no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) ->
     n = gained.estimate.n
     if gained.pairs is not None:
         return gained.pairs.reason if gained.pairs.error is None else None
+    if n >= RUNS_MIN and _rounded(before, after, key):
+        return (
+            f"all {before.unit}s of a side agree to the last digit: the spread is lost in rounding, or they are copies"
+        )
     if n >= RUNS_MIN:
         return None
     unit = before.unit
@@ -93,6 +97,12 @@ def no_verdict(before: TestValues, after: TestValues, key: Key, gained: Gain) ->
     )
     advice = "" if gained.log_spread is None else f"; {_advised(gained)} would be enough at the spread seen"
     return f"{pairs}: a verdict needs n of at least {RUNS_MIN} {unit}s{advice}"
+
+
+def _rounded(before: TestValues, after: TestValues, key: Key) -> bool:
+    """Whether the two sides differ, and no run of either does: that is not what measurements do."""
+    found = [set(side.values.get(key, {}).values()) for side in (before, after)]
+    return all(len(values) == 1 for values in found) and found[0] != found[1]
 
 
 def _advised(gained: Gain, level: float = LEVEL * PRIMARY_SHARE) -> str:
