@@ -10,7 +10,7 @@ from kvgauge.compare.ranks import rank, winner
 from kvgauge.compare.values import MUST_AGREE, TestValues, comparable, direction
 from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
 from kvgauge.stats.paired import LogRatio
-from kvgauge.stats.runs import gain
+from kvgauge.stats.runs import gain, over_runs
 
 KEY, GOODPUT = ("deciding", "ttft_ms_mean"), ("deciding", "goodput_req_s")
 
@@ -323,3 +323,9 @@ def test_pairs_of_requests_that_lost_a_value_are_counted_where_the_gain_is_and_i
     assert found.reason == "n counts pairs of requests, these deployments; 52 more lack this value on a side"
     ranked = rank(sides, KEY)
     assert (ranked[1].apart, ranked[1].reason) == (True, found.reason)
+
+
+def test_values_that_no_clock_gives_make_a_row_and_no_error():
+    far = {k: 1e300 if k % 2 else 1e-300 for k in range(1, 7)}
+    assert only(about(100, n=6), far).verdict == "no difference shown"
+    assert over_runs(list(far.values()), "ms").point == pytest.approx(5e299)

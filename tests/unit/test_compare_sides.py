@@ -389,3 +389,9 @@ def test_every_field_of_a_cell_that_is_refused_can_be_varied(tmp_path, capsys):
     assert main(["compare", one, two]) == 2
     assert "--vary ignore_eos" in capsys.readouterr().err
     assert main(["compare", one, two, "--vary", "ignore_eos"]) == 0
+
+
+def test_a_folder_and_its_results_json_are_one_source_whose_tests_are_pairs(tmp_path, capsys):
+    path = folder(tmp_path, "one", results_of({"A": 100, "Bee": 80}))
+    assert main(["compare", path, f"{path}/results.json", "--tests", "A", "Bee", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["comparison"]["paired"] is True

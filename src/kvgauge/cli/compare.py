@@ -166,7 +166,7 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
 
     first = _read(args.before)
     second = first if args.after is None else results.read(args.after)
-    sources = str(args.before.resolve()), str((args.after or args.before).resolve())
+    sources = _source(args.before), _source(args.after or args.before)
     if args.tests:
         names = [tuple(args.tests)]
     elif args.after is None:
@@ -197,6 +197,12 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
     for pair in pairs:
         _refuse_copies(pair)
     return pairs
+
+
+def _source(path: Path) -> str:
+    """Where results lie, the same whether the folder or its results.json was named."""
+    whole = path.resolve()
+    return str(whole.parent if whole.name == "results.json" else whole)
 
 
 def _refuse_copies(sides: "Sequence[Side]") -> None:
@@ -236,7 +242,7 @@ def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
     same = names[0] == names[1]
     labels = [f"{name} ({which})" if same else name for name, which in zip(names, ("before", "after"), strict=True)]
     sides = [
-        [side_of(one, str(path.resolve()), name, label=label) for path, one in group]
+        [side_of(one, _source(path), name, label=label) for path, one in group]
         for group, name, label in zip(read, names, labels, strict=True)
     ]
     _refuse_copies([*sides[0], *sides[1]])

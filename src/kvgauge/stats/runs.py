@@ -21,6 +21,7 @@ PRIMARY_SHARE = 0.8  # of that, the primary metric's; what is left is the others
 # times in 100 (tests/statistics/test_stopping.py; docs/calibration.md).
 STOPPING_CONFIDENCE = 0.96
 STOPPING_EXTRA = 2
+LOG_MOST = 700.0  # of a ratio that a float can hold
 RUNS_MAX = 100  # nobody is told to run more than this: the effect is too small for the spread
 SHOWN_PCT = 5.0  # when the point is smaller than this, runs_needed aims for this gain instead
 POWER = 0.8  # how often the advised number of runs would show the effect
@@ -55,7 +56,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
 
 def percent(log_ratio: float, better: Better) -> float:
     """A log ratio as a gain: 1 - after/before for latencies, after/before - 1 for throughput, in percent."""
-    change = expm1(log_ratio)
+    change = expm1(min(log_ratio, LOG_MOST))
     return 100 * (change if better == "higher" else -change)
 
 
