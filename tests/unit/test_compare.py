@@ -5,12 +5,14 @@ from math import exp
 import msgspec
 import pytest
 
-from kvgauge.compare.gains import gains, published_gain, verdict_of
+from kvgauge.compare.gains import gains, pair, published_gain, verdict_of
+from kvgauge.compare.ranks import rank, winner
 from kvgauge.compare.values import MUST_AGREE, TestValues, comparable, direction
 from kvgauge.plan.records import Cell, ColdStart, Plan, Primary, Test
-from kvgauge.stats.runs import gain
+from kvgauge.stats.paired import LogRatio
+from kvgauge.stats.runs import gain, over_runs
 
-KEY = ("deciding", "ttft_ms_mean")
+KEY, GOODPUT = ("deciding", "ttft_ms_mean"), ("deciding", "goodput_req_s")
 
 
 def row(name, **more):
@@ -217,3 +219,113 @@ def test_published_numbers_without_n_cannot_tell():
     assert estimate.point == pytest.approx(16.4, abs=0.05)
     assert (estimate.low, estimate.n, verdict) == (None, 0, "cannot tell")
     assert "no interval" in reason
+
+
+def test_runs_that_served_nothing_in_time_are_not_dropped_for_a_verdict_over_the_others():
+    """Ten runs each: the later side's first five had no request within its objectives, the others are as before."""
+    before, after = about(10, n=10), about(10, n=10, shift=2) | dict.fromkeys(range(1, 6), 0.0)
+    of = plan(A, B, metric="goodput_req_s")
+    found = gains([TestValues(test=A, values={GOODPUT: before}), TestValues(test=B, values={GOODPUT: after})], of)
+    assert found[0].verdict == "cannot tell"
+    assert "repetition 1, 2, 3, 4, 5: a value of 0 or below has no ratio" in found[0].reason
+
+
+def test_a_difference_without_any_spread_is_no_verdict_and_no_difference_without_one_is_equivalence():
+    """Five results rounded to two digits: 0.11 each time, then 0.12."""
+    flat = dict.fromkeys(range(1, 6), 0.11)
+    assert only(flat, dict.fromkeys(range(1, 6), 0.12)).verdict == "cannot tell"
+    apart = pair(
+        *(TestValues(test=A, values={KEY: side}) for side in (flat, dict.fromkeys(flat, 0.12))), KEY, paired=False
+    )
+    assert "agree to the last digit" in apart[0].reason
+    assert only(flat, flat).verdict == "equivalent"
+
+
+def test_a_repetition_whose_value_one_side_lacks_is_named():
+    after = about(80, n=8, shift=2)
+    del after[3]
+    found = only(about(100, n=8), after)
+    assert (found.verdict, found.gain.n) == ("better", 7)
+    assert found.reason == "repetition 3 left out: one side lacks this value"
+
+
+def test_which_of_two_sides_of_one_name_lost_a_run_is_said():
+    whole, short = (TestValues(test=A, values={KEY: about(level, n=6)}) for level in (100, 90))
+    short = msgspec.structs.replace(
+        short, values={KEY: dict(list(about(90, n=6).items())[1:])}, left_out={("deciding", 1): "failed"}
+    )
+    assert pair(whole, short, KEY, paired=False)[0].reason == "repetition 1 left out: failed in A (after)"
+
+
+def test_what_would_be_enough_for_a_secondary_metric_counts_the_others_it_stands_among():
+    """One small gain among many metrics needs a smaller p-value than alone, so more runs."""
+
+    def runs_said(others):
+        keys = [("deciding", name) for name in ("tpot_ms_mean", "itl_ms_mean", "itl_ms_p50", "tpot_ms_p50")[:others]]
+        wide = ("deciding", "e2e_latency_ms_mean")
+        before = {KEY: about(100), wide: about(100, spread=0.2)} | {key: about(100) for key in keys}
+        after = {KEY: about(100, shift=2), wide: about(110, spread=0.2, shift=2)}
+        after |= {key: about(100, shift=2) for key in keys}
+        found = gains([TestValues(test=A, values=before), TestValues(test=B, values=after)], plan(A, B))
+        reason = next(one.reason for one in found if one.metric == "e2e_latency_ms_mean")
+        return int(reason.split()[1])
+
+    assert runs_said(0) < runs_said(4)
+
+
+def values(name, level, **more):
+    return TestValues(test=row(name), values={KEY: about(level, n=7, shift=len(name))}, **more)
+
+
+def test_ranks_do_not_tell_tests_apart_by_what_gives_no_verdict():
+    why = {KEY: "P99 of 300 requests: a verdict needs 1,000 in each run"}
+    ranked = rank([values("A", 100, no_verdict=why), values("Bee", 80, no_verdict=why)], KEY)
+    assert (ranked[1].apart, ranked[1].reason) == (False, why[KEY])
+    assert winner(ranked, rehearsal=False)[0] is None
+
+
+def test_the_first_of_a_rank_is_no_winner_over_a_test_that_is_better_repetition_by_repetition():
+    """Thirty runs: A is a little quicker in every one but one, in which it is so slow that its mean is worse."""
+    pattern = (0.3, -1.1, 0.9, -0.6, 0.5)
+    slow = {k: 20 * (1 + 0.01 * pattern[k % 5]) for k in range(1, 31)}
+    quick = {k: 10 * (1 + 0.01 * pattern[k % 4]) for k in range(1, 31)} | {30: 900.0}
+    ranked = rank([TestValues(test=row(n), values={KEY: v}) for n, v in (("A", quick), ("B", slow))], KEY)
+    assert ranked[0].test == "B"
+    assert ranked[1].behind.high < 0
+    assert ranked[1].apart is False
+    assert winner(ranked, rehearsal=False)[0] is None
+
+
+def test_tests_that_may_not_be_compared_are_named_apart_from_those_that_are_not_told_apart():
+    tests = [
+        values("A", 100),
+        values("Bee", 80),
+        TestValues(test=row("C", model="Llama-3.1-8B"), values={KEY: about(9)}),
+    ]
+    named, sentence = winner(rank(tests[:2], KEY), rehearsal=False)
+    assert named == "Bee"
+    named, sentence = winner(rank(tests, KEY), rehearsal=False)
+    assert (named, sentence) == (
+        None,
+        "no winner: C comes first, and may not be compared with Bee (model differs), A (model differs)",
+    )
+    assert winner(rank(tests, KEY, vary=["model"]), rehearsal=False)[0] == "C"
+
+
+def test_pairs_of_requests_that_lost_a_value_are_counted_where_the_gain_is_and_in_ranks():
+    ratio = LogRatio(mean=0.1, error=0.01, freedom=15, pairs=400, batches=20, lost=52)
+    sides = [
+        TestValues(test=A, values={KEY: {1: 100.0}}),
+        TestValues(test=B, values={KEY: {1: 110.0}}, beside="A", pairs={KEY: {1: ratio}}),
+    ]
+    (found,) = gains(sides, plan(A, B))
+    assert found.verdict == "worse"
+    assert found.reason == "n counts pairs of requests, these deployments; 52 more lack this value on a side"
+    ranked = rank(sides, KEY)
+    assert (ranked[1].apart, ranked[1].reason) == (True, found.reason)
+
+
+def test_values_that_no_clock_gives_make_a_row_and_no_error():
+    far = {k: 1e300 if k % 2 else 1e-300 for k in range(1, 7)}
+    assert only(about(100, n=6), far).verdict == "no difference shown"
+    assert over_runs(list(far.values()), "ms").point == pytest.approx(5e299)

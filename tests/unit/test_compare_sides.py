@@ -285,3 +285,113 @@ def test_a_pilot_that_is_too_small_is_undecided(tmp_path, capsys):
     assert main(["plan", "--quick", "--pilot", pilot]) == 4
     assert "a pilot needs 5" in capsys.readouterr().out
     assert main(["plan", "--quick", "--gain", "5%"]) == 2
+
+
+def test_a_rank_varies_what_it_is_told_to_and_refuses_what_nobody_knows(tmp_path, capsys):
+    path = folder(tmp_path, "one", results_of({"A": 100, "B": 80}))
+    assert main(["compare", path, "--all", "--vary", "model"]) == 0
+    assert main(["compare", path, "--all", "--vary", "modle"]) == 2
+    assert "--vary modle: no such field" in capsys.readouterr().err
+
+
+def test_a_rank_over_runs_of_one_deployment_says_whom_it_is_about(tmp_path, capsys):
+    results = results_of({"A": 100, "B": 80})
+    path = folder(
+        tmp_path, "one", msgspec.structs.replace(results, scope="these deployments only: A: http://a (6 runs)")
+    )
+    assert main(["compare", path, "--all"]) == 0
+    assert "a verdict about these deployments only" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("more", [[], ["--gate", "ttft:5%"]])
+def test_a_run_is_not_compared_with_itself_or_a_copy(tmp_path, capsys, more):
+    results = results_of({"A": 100})
+    one, copy = (folder(tmp_path, name, results) for name in ("one", "copy"))
+    assert main(["compare", one, one, *more]) == 2
+    assert "are the same runs" in capsys.readouterr().err
+    assert main(["compare", one, copy, *more]) == 2
+    assert "to the last digit" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_named_twice_is_no_second_deployment(tmp_path, capsys):
+    paths = [
+        folder(tmp_path, name, results_of({name: level}, runs=6)) for name, level in (("A", 100), ("B", 80), ("Cc", 79))
+    ]
+    copy = folder(tmp_path, "copy", results_of({"A": 100}, runs=6))
+    assert main(["compare", "--before", paths[0], copy, "--after", *paths[1:2], "--tests", "A", "B"]) == 2
+    assert "are the same runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--gate", "ttft@heavi:5%"], ["--primary", "ttft@heavi"]])
+def test_a_cell_that_no_side_has_is_a_slip_and_no_undecided_gate(tmp_path, capsys, more):
+    one, other = (folder(tmp_path, *it) for it in (("one", results_of({"A": 100})), ("two", results_of({"A": 99}))))
+    assert main(["compare", one, other, *more]) == 2
+    assert "there is no cell 'heavi'; there are heavy, light" in capsys.readouterr().err
+
+
+def test_another_seed_is_noted(tmp_path, capsys):
+    results = results_of({"A": 90})
+    other = msgspec.structs.replace(results, plan={**results.plan, "seed": 9})
+    one, two = folder(tmp_path, "one", results_of({"A": 100})), folder(tmp_path, "two", other)
+    assert main(["compare", one, two, "--json"]) == 0
+    assert (
+        "seed is 1 there and 9 here: noted, not refused"
+        in json.loads(capsys.readouterr().out)[0]["comparison"]["remarks"]
+    )
+
+
+def test_results_of_two_tools_are_refused_and_of_two_versions_of_one_are_not(tmp_path, capsys):
+    paths = [
+        folder(tmp_path, str(place), results_of({"A": level}, machine=HERE | {"imported from": tool}))
+        for place, (level, tool) in enumerate(((100, "AIPerf 0.13.0"), (90, "vllm bench serve"), (80, "AIPerf 0.14")))
+    ]
+    assert main(["compare", paths[0], paths[1]]) == 2
+    assert "tool is AIPerf there and vllm bench serve here" in capsys.readouterr().err
+    assert main(["compare", paths[0], paths[1], "--vary", "tool"]) == 0
+    assert main(["compare", paths[0], paths[2]]) == 0
+
+
+def test_pairs_of_a_plan_that_may_not_be_compared_are_named_and_the_others_shown(tmp_path, capsys):
+    """The reference plan's larger models have the small one's baselines."""
+    results = results_of({"A": 100, "Bee": 80, "Large": 300})
+    tests = [{**test, "baseline": () if test["name"] == "A" else ("A",)} for test in results.plan["tests"]]
+    tests[2]["model"] = "Llama-3.1-8B"
+    shown = [
+        msgspec.structs.replace(one, baseline=tuple(of["baseline"]))
+        for one, of in zip(results.tests, tests, strict=True)
+    ]
+    path = folder(tmp_path, "one", msgspec.structs.replace(results, plan={**results.plan, "tests": tests}, tests=shown))
+    assert main(["compare", path]) == 0
+    printed = capsys.readouterr()
+    assert "Bee beside A" in printed.out
+    assert printed.err.count("A and Large cannot be compared: model is Qwen3-0.6B there and Llama-3.1-8B here") == 1
+    assert main(["compare", path, "--tests", "A", "Large"]) == 2
+
+
+def test_the_warm_up_of_the_deciding_cell_is_noted_where_it_differs(tmp_path, capsys):
+    longer = tuple(msgspec.structs.replace(cell, warmup_requests=50) for cell in CELLS)
+    one, two = (
+        folder(tmp_path, "one", results_of({"A": 100})),
+        folder(tmp_path, "two", results_of({"A": 90}, cells=longer)),
+    )
+    assert main(["compare", one, two]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert page.count("warmup_requests of cell heavy is 1 there and 50 here: noted, not refused") == 1
+    assert "left out" not in page
+
+
+def test_every_field_of_a_cell_that_is_refused_can_be_varied(tmp_path, capsys):
+    bounded = tuple(msgspec.structs.replace(cell, ignore_eos=False) for cell in CELLS)
+    one, two = (
+        folder(tmp_path, "one", results_of({"A": 100})),
+        folder(tmp_path, "two", results_of({"A": 90}, cells=bounded)),
+    )
+    assert main(["compare", one, two]) == 2
+    assert "--vary ignore_eos" in capsys.readouterr().err
+    assert main(["compare", one, two, "--vary", "ignore_eos"]) == 0
+
+
+def test_a_folder_and_its_results_json_are_one_source_whose_tests_are_pairs(tmp_path, capsys):
+    path = folder(tmp_path, "one", results_of({"A": 100, "Bee": 80}))
+    assert main(["compare", path, f"{path}/results.json", "--tests", "A", "Bee", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["comparison"]["paired"] is True

@@ -309,13 +309,29 @@ def test_a_folder_of_several_aiperf_runs_is_repetitions(aiperf_folder, tmp_path)
         folder = tmp_path / "art" / "profile_runs" / f"run_{number:04}"
         folder.mkdir(parents=True)
         for path in aiperf_folder.glob("profile_export*"):
-            (folder / path.name).write_bytes(path.read_bytes())
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = lines[: len(lines) + 1 - number] if path.suffix == ".jsonl" else lines
+            (folder / path.name).write_bytes(b"".join(kept))
     pieces = find([tmp_path / "art"])
     assert len(pieces) == 3
     results = write_run(pieces, tmp_path / "out", test="mine", cell="512x128-2")
     assert results.tests[0].name == "mine"
     assert {run.cell for run in results.tests[0].runs} == {None, "512x128-2"}
     assert next(row.n for row in results.tests[0].summary if row.metric == "ttft_ms_mean") == 3
+
+
+@pytest.mark.parametrize("sample", ["aiperf-0.13", "vllm-bench-serve-0.32.0.json", "nixlbench-form.txt"])
+def test_a_result_that_is_in_twice_is_no_repetition(samples_folder, sample, tmp_path, capsys):
+    """Copies have no spread: five of them would look like five runs that agree to the last digit."""
+    path = samples_folder / sample
+    if path.is_file():
+        copy = tmp_path / "copy.json"
+        copy.write_bytes(path.read_bytes())
+    else:
+        copy = path
+    assert main(["import", str(path), str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "a result that is in twice is no repetition" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_imported_can_be_reported_and_says_its_limits(samples_folder, tmp_path, capsys):
@@ -516,7 +532,7 @@ def test_imported_results_can_be_compared_and_the_page_says_what_they_lack(vllm_
 
 
 def test_bandwidth_of_two_nixlbench_tables_can_be_compared(nixlbench_file, tmp_path, capsys):
-    for side in ("before", "after"):
-        write_run(nixlbench.read(nixlbench_file, source=side), tmp_path / side)
+    for side, bandwidth in (("before", b"0.106944"), ("after", b"0.108")):
+        write_run(nixlbench.read(nixlbench_file.replace(b"0.106944", bandwidth), source=side), tmp_path / side)
     assert main(["compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 4  # one run a side
     assert "4096B-x1" in capsys.readouterr().out

@@ -299,6 +299,14 @@ def test_damaged_parquet_is_named(tmp_path):
         Session([folder])
 
 
+def test_a_number_that_no_column_holds_is_answered_with_the_file_it_is_in(tmp_path, capsys):
+    folder = make_folder(tmp_path / "edited")
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace('"repetition": 1', f'"repetition": {10**19}', 1))
+    assert main(["query", "SELECT 1", str(folder)]) == 3
+    assert f"results.json of {folder} holds a number" in capsys.readouterr().err
+
+
 def test_damaged_evidence_is_named(tmp_path):
     folder = make_folder(tmp_path / "damaged")
     path = folder / "runs" / "r1-baseline-ucx" / "evidence.json"

@@ -1,6 +1,8 @@
 """`kvgauge compare`: two runs, two tests, or all tests of a plan; with gates for a pipeline."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +99,14 @@ def run(args: argparse.Namespace) -> int:
     pairs = _joined_pair(args) if args.all_before else _pairs(args)
     primary = pairs[0][1].primary
     chosen = read_key(args.primary, primary[0] if primary else None) if args.primary else None
+    cells = {name for pair in pairs for side in pair for name in side.cells}
+    _known("--primary", [chosen] if chosen else [], cells)
+    if args.after is None and not args.tests and not args.all_before:
+        pairs = _that_may(pairs, chosen, args.vary)
     compared = compare_all(pairs, primary=chosen, vary=args.vary, wanted=args.blocks)
-    passed = [
-        judge(one, [read_gate(text, one.primary[0]) for text in args.gate]) if args.gate else [] for one in compared
-    ]
+    gates = [[read_gate(text, one.primary[0]) for text in args.gate] for one in compared]
+    _known("--gate", [(gate.cell, gate.metric) for some in gates for gate in some], cells)
+    passed = [judge(one, some) for one, some in zip(compared, gates, strict=True)]
     if args.json:
         _print_json(compared, passed)
     else:
@@ -108,6 +114,41 @@ def run(args: argparse.Namespace) -> int:
     if args.gate:
         return _gates_code(compared, passed)
     return _code(compared)
+
+
+def _that_may(
+    pairs: "list[tuple[Side, Side]]", primary: "Key | None", vary: Sequence[str]
+) -> "list[tuple[Side, Side]]":
+    """Of a plan's own pairs those that may be compared; why the others may not, on standard error.
+
+    raises  UsageError when none may
+    """
+    from kvgauge.compare.differences import check_varied, refusal
+    from kvgauge.failures import UsageError
+
+    check_varied(vary)
+    kept, refused = [], []
+    for before, after in pairs:
+        key = primary or after.primary
+        why = None if key is None else refusal(before, after, key, vary)
+        if why is None:
+            kept.append((before, after))
+        else:
+            refused.append(why)
+    if not kept:
+        raise UsageError("; ".join(refused))
+    for why in refused:
+        print(f"kvgauge: {why}", file=sys.stderr)
+    return kept
+
+
+def _known(flag: str, keys: "list[Key]", cells: set[str]) -> None:
+    """raises UsageError when a cell is named that no side has: a slip must not look like a measurement"""
+    from kvgauge.failures import UsageError
+
+    for cell, metric in keys:
+        if cell is not None and cell not in cells:
+            raise UsageError(f"{flag} {metric}@{cell}: there is no cell {cell!r}; there are {', '.join(sorted(cells))}")
 
 
 def _code(compared: "list[Comparison]") -> int:
@@ -135,11 +176,12 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
 
     first = _read(args.before)
     second = first if args.after is None else results.read(args.after)
-    sources = str(args.before.resolve()), str((args.after or args.before).resolve())
+    sources = _source(args.before), _source(args.after or args.before)
     if args.tests:
         names = [tuple(args.tests)]
     elif args.after is None:
-        names = [(baseline, test.name) for test in first.tests for baseline in test.baseline]
+        here = {test.name for test in first.tests}
+        names = [(baseline, test.name) for test in first.tests for baseline in test.baseline if baseline in here]
         if not names:
             raise UsageError(f"{args.before} has no test with a baseline: name two with --tests, or a second run")
     elif len(first.tests) == len(second.tests) == 1:
@@ -162,7 +204,34 @@ def _pairs(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
                 side_of(second, sources[1], after, label=labels[1]),
             )
         )
+    for pair in pairs:
+        _refuse_copies(pair)
     return pairs
+
+
+def _source(path: Path) -> str:
+    """Where results lie, the same whether the folder or its results.json was named."""
+    whole = path.resolve()
+    return str(whole.parent if whole.name == "results.json" else whole)
+
+
+def _refuse_copies(sides: "Sequence[Side]") -> None:
+    """Of runs that are in twice nothing can be told: they are alike to the last digit, and are no replication.
+
+    raises  UsageError naming both
+    """
+    from itertools import combinations
+
+    from kvgauge.failures import UsageError
+
+    for one, other in combinations(sides, 2):
+        if one.values.values and one.values.values == other.values.values:
+            same = one.source == other.source
+            raise UsageError(
+                f"{one.label} and {other.label} are the same runs"
+                + (f" of {one.source}" if same else f": {other.source} holds what {one.source} does, to the last digit")
+                + ". Name two that were measured apart"
+            )
 
 
 def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
@@ -182,11 +251,12 @@ def _joined_pair(args: argparse.Namespace) -> "list[tuple[Side, Side]]":
         raise UsageError(f"the folders of each side have in common {known}: name one of each with --tests BEFORE AFTER")
     same = names[0] == names[1]
     labels = [f"{name} ({which})" if same else name for name, which in zip(names, ("before", "after"), strict=True)]
-    before, after = (
-        joined([side_of(one, str(path.resolve()), name, label=label) for path, one in group], args.vary)
+    sides = [
+        [side_of(one, _source(path), name, label=label) for path, one in group]
         for group, name, label in zip(read, names, labels, strict=True)
-    )
-    return [(before, after)]
+    ]
+    _refuse_copies([*sides[0], *sides[1]])
+    return [(joined(sides[0], args.vary), joined(sides[1], args.vary))]
 
 
 def _folders(args: argparse.Namespace) -> tuple[str, str]:
@@ -203,6 +273,7 @@ def _read(path: Path) -> "Results":
 
 
 def _rank(args: argparse.Namespace) -> int:
+    from kvgauge.compare.differences import check_varied
     from kvgauge.compare.gates import read_key
     from kvgauge.compare.ranks import rank, winner
     from kvgauge.failures import UsageError
@@ -213,12 +284,13 @@ def _rank(args: argparse.Namespace) -> int:
     key: Key | None = read_key(args.primary, declared[0] if declared else None) if args.primary else declared
     if key is None:
         raise UsageError(f"{args.before} declares no primary metric: --primary METRIC@CELL")
-    ranked = rank(all_values(results, str(args.before)), key)
+    check_varied(args.vary)
+    ranked = rank(all_values(results, str(args.before)), key, vary=args.vary)
     first, sentence = winner(ranked, rehearsal=results.rehearsal)
     if args.json:
         import msgspec
 
-        found = {"key": key, "ranked": ranked, "winner": first, "sentence": sentence}
+        found = {"key": key, "ranked": ranked, "winner": first, "sentence": sentence, "scope": results.scope}
         print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
         from kvgauge.cli.pages import pages
@@ -226,7 +298,7 @@ def _rank(args: argparse.Namespace) -> int:
 
         console = page()
         with pages():
-            for part in render_ranks(ranked, key, sentence):
+            for part in render_ranks(ranked, key, sentence, scope=results.scope):
                 console.print(part)
     return EXIT_FINE if len(ranked) > 1 and all(one.apart for one in ranked[1:]) else EXIT_UNDECIDED
 

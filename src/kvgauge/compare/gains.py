@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvgauge.compare.reasons import Family, dropped, no_logarithm, no_verdict, none_can_count, p_value_of, why_not_shown
+from kvgauge.compare.reasons import (
+    Family,
+    dropped,
+    lacking,
+    no_verdict,
+    none_can_count,
+    p_value_of,
+    pairs_counted,
+    why_not_shown,
+)
 from kvgauge.compare.values import GainRow, Key, TestValues, Verdict, comparable, direction
 from kvgauge.plan.records import ColdStart, Plan
 from kvgauge.stats.estimate import Estimate, bare, missing
@@ -186,8 +195,8 @@ def row_of(
     verdict: Verdict = "cannot tell" if why is not None else verdict_of(gained, p_value)
     if why is None and verdict == "no difference shown":
         why = why_not_shown(gained, family, before.unit)
-    scope = None if gained.pairs is None else f"n counts {PAIRS}"
-    said = (scope, why, dropped(before, after, key[0]), no_logarithm(before, after, key))
+    scope = None if gained.pairs is None else pairs_counted(gained.pairs)
+    said = (scope, why, dropped(before, after, key[0]), lacking(before, after, key, paired=gained.paired))
     reasons = [reason for reason in said if reason]
     return GainRow(
         test=after.test.name,

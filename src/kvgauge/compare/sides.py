@@ -9,24 +9,14 @@ import msgspec
 
 from kvgauge.compare import deployments
 from kvgauge.compare.blocks import Blocks, Units, Wanted, in_time, units_of
+from kvgauge.compare.differences import NOTED, PLACE, Difference, check_varied, differences, left_out, noted, refusal
 from kvgauge.compare.gains import Asked, ask, pair
-from kvgauge.compare.values import MUST_AGREE, GainRow, Key, Stay, TestValues
+from kvgauge.compare.values import GainRow, Key, Stay, TestValues
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
 from kvgauge.stats.runs import change, over_runs
 
-# of the machine, and of what a cluster adds to it: two places differ in more than what was switched
-PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
-CLIENT = ("quick_ack",)  # of the plan: how its client behaved
-NOTED = ("kernel", "python", "kvgauge")  # differing, these are said and not refused
-SWITCHED = ("backend", "build", "patches")  # what a comparison is about
-RATE_SHARE = 0.02  # by which the rates of two sides may differ and still be one load
-CELL_FIELDS_ASIDE = ("name", "requests", "warmup_requests", "steady")
-VARIABLE = (
-    *MUST_AGREE, *PLACE, *CLIENT, "load", "concurrency", "rate", "input_tokens", "output_tokens", "prompt", "api",
-    "stream", "prompt_kind", "shared_prefix_tokens", "dataset", "trace", "extra_body",
-)  # fmt: skip
 THROTTLED_FROM = 0.02  # request rates of a closed loop that differ by less are not worth a word
 
 
@@ -49,20 +39,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     primary: Key | None
     rehearsal: bool = False
     limits: tuple[str, ...] = ()
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """A field in which two sides differ; cell None: of the test or the place."""
-
-    field: str
-    before: Any
-    after: Any
-    cell: str | None = None
-
-    @property
-    def words(self) -> str:
-        where = f" of cell {self.cell}" if self.cell else ""
-        return f"{self.field}{where} is {_shown(self.before)} there and {_shown(self.after)} here"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,19 +100,13 @@ def compare(
 
     raises  UsageError when they may not be compared, naming every field that differs
     """
-    if unknown := sorted(set(vary) - set(VARIABLE)):
-        raise UsageError(f"--vary {unknown[0]}: no such field; there are {', '.join(VARIABLE)}")
+    check_varied(vary)
     _refuse_halves(before, after)
     key = _primary(before, after, primary)
+    if why := refusal(before, after, key, vary):
+        raise UsageError(why)
     found = differences(before, after)
-    refused = [one for one in found if _refused(one, vary, key)]
-    if refused:
-        fields = " ".join(f"--vary {field}" for field in dict.fromkeys(one.field for one in refused))
-        raise UsageError(
-            f"{before.label} and {after.label} cannot be compared: {'; '.join(one.words for one in refused)}. "
-            f"Where that difference is the experiment: {fields}"
-        )
-    apart = {one.cell for one in found if one.cell is not None and one.field not in vary}
+    apart = left_out(found, vary)
     units = _units(before, after, wanted, apart)
     rows = pair(units.before, units.after, key, paired=units.paired, asked=asked)
     named = [(side.label, side.values) for side in (before, after)]
@@ -149,7 +119,7 @@ def compare(
         scope=deployments.scope(named) if units.before.unit == "run" else None,
         blocks=units.blocks,
         differences=tuple(found),
-        remarks=tuple(_remarks(before, after, found, apart, vary, units=units, chosen=primary is not None)),
+        remarks=tuple(_remarks(before, after, found, key, vary, units=units, chosen=primary is not None)),
         rows=tuple(_with_both(units.before, units.after, row) for row in rows),
         arose=tuple(_arose(units.before, units.after, paired=units.paired)),
     )
@@ -245,43 +215,6 @@ def compare_all(
     ]
 
 
-def differences(before: Side, after: Side) -> list[Difference]:
-    """Every field in which they differ, what was switched first. What one side does not know does not differ."""
-    found = []
-    tests = before.values.test, after.values.test
-    for field in (*SWITCHED, *MUST_AGREE):
-        values = getattr(tests[0], field), getattr(tests[1], field)
-        if values[0] != values[1]:
-            found.append(Difference(field=field, before=values[0], after=values[1]))
-    for field in (*PLACE, *CLIENT, *NOTED):
-        values = before.machine.get(field), after.machine.get(field)
-        if None not in values and values[0] != values[1]:
-            found.append(Difference(field=field, before=values[0], after=values[1]))
-    for name in before.cells.keys() & after.cells.keys():
-        cells = before.cells[name], after.cells[name]
-        found += [
-            Difference(field=field, before=cells[0][field], after=cells[1][field], cell=name)
-            for field in sorted(cells[0].keys() & cells[1].keys() - set(CELL_FIELDS_ASIDE))
-            if cells[0][field] != cells[1][field]
-        ]
-        there, here = _offered(before, name), _offered(after, name)
-        if cells[0].get("capacity") and there and here and abs(here - there) > RATE_SHARE * there:
-            found.append(Difference(field="rate", before=there, after=here, cell=name))
-    return found
-
-
-def _offered(side: Side, cell: str) -> float | None:
-    """The rate that a cell's runs offered, on average: where a pilot found it, the plan does not hold it."""
-    values = side.values.values.get((cell, "offered_rate_req_s"), {})
-    return sum(values.values()) / len(values) if values else None
-
-
-def _refused(one: Difference, vary: Collection[str], primary: Key) -> bool:
-    if one.field in vary or one.field in SWITCHED or (one.cell is None and one.field in NOTED):
-        return False
-    return one.cell is None or one.cell == primary[0]
-
-
 def _primary(before: Side, after: Side, chosen: Key | None) -> Key:
     if chosen is not None:
         return chosen
@@ -332,7 +265,7 @@ def _remarks(
     before: Side,
     after: Side,
     found: Sequence[Difference],
-    apart: Collection[str],
+    primary: Key,
     vary: Collection[str],
     *,
     units: Units,
@@ -355,11 +288,12 @@ def _remarks(
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:
         said.append("rehearsal over tcp or shm: nothing here transfers to EFA or InfiniBand")
-    said += [f"{one.words}: noted, not refused" for one in found if one.cell is None and one.field in NOTED]
+    said += noted(found, primary)
     said += [f"varied: {one.words}" for one in found if one.field in vary]
     said += [
-        f"cell {cell} is left out: " + "; ".join(one.words for one in found if one.cell == cell)
-        for cell in sorted(apart)
+        f"cell {cell} is left out: "
+        + "; ".join(one.words for one in found if one.cell == cell and one.field not in NOTED)
+        for cell in sorted(left_out(found, vary))
     ]
     alone = [sorted(side.cells.keys() - other.cells.keys()) for side, other in ((before, after), (after, before))]
     for names, side in zip(alone, (before, after), strict=True):
@@ -393,8 +327,3 @@ def _throttled(before: Side, after: Side) -> "list[str]":
             "which flatters its latencies; an open load at one rate for both does not"
         )
     return said
-
-
-def _shown(value: Any) -> str:
-    line = getattr(value, "line", None)
-    return f"'{line}'" if isinstance(line, str) else "nothing" if value is None else str(value)

@@ -21,12 +21,18 @@ def find(paths: Sequence[Path], tool: Tool | None = None) -> list[Piece]:
     """Everything measured in these files and folders, in their order.
 
     tool    what wrote them; None: it is told from what stands in them
-    raises  UsageError for what is not there or is of no known tool, SamplesError for what is damaged
+    raises  UsageError for what is not there, is of no known tool or is in twice, SamplesError for what is damaged
     """
     pieces: list[Piece] = []
+    known: dict[Path, object] = {}
     for path in paths:
         for found in _runs(path, tool):
-            pieces += _read(found, tool)
+            held = _read(found, tool)
+            seen = [(piece.model, piece.cell, piece.metrics, piece.exchanges) for piece in held]
+            if twin := next((earlier for earlier, theirs in known.items() if theirs == seen), None):
+                raise UsageError(f"{found} holds what {twin} does: a result that is in twice is no repetition")
+            known[found] = seen
+            pieces += held
             if len(pieces) > FILES_MAX:
                 raise UsageError(f"more than {FILES_MAX} results: import fewer at a time")
     return pieces

@@ -83,7 +83,7 @@ def _inside(parent: Path, name: str) -> bool:
 
 
 def result_tables(found: Sequence[Source]) -> dict[str, "pa.Table"]:
-    """The tables of views.TABLES, by name."""
+    """The tables of views.TABLES, by name. raises SamplesError for a number that no column holds"""
     import pyarrow as pa
 
     rows = {
@@ -95,13 +95,17 @@ def result_tables(found: Sequence[Source]) -> dict[str, "pa.Table"]:
         "evidence": [row for source in found for row in _evidence(source)],
     }
     kinds = {"int64": pa.int64(), "bool": pa.bool_(), "double": pa.float64(), "string": pa.string()}
-    return {
-        view.name: pa.Table.from_pylist(
-            rows[view.name],
-            schema=pa.schema([pa.field(name, kinds[_TYPES.get(name, "string")]) for name in view.columns]),
-        )
-        for view in TABLES
-    }
+    try:
+        return {
+            view.name: pa.Table.from_pylist(
+                rows[view.name],
+                schema=pa.schema([pa.field(name, kinds[_TYPES.get(name, "string")]) for name in view.columns]),
+            )
+            for view in TABLES
+        }
+    except (OverflowError, pa.ArrowException) as error:
+        names = ", ".join(str(source.path) for source in found[:3])
+        raise SamplesError(f"results.json of {names} holds a number that nothing measures: {error}") from None
 
 
 def sample_parts(found: Sequence[Source], kind: Kind) -> list[tuple[str, Any]]:

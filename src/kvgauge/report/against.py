@@ -37,11 +37,18 @@ def side_of(results: Results, source: str, name: str, *, label: str | None = Non
         source=source,
         values=_values(results, source, name),
         cells={str(cell.get("name")): cell for cell in _listed(results, "cells")},
-        machine={**results.machine, "quick_ack": bool(results.plan.get("quick_ack"))},
+        machine=_place(results),
         primary=primary_of(results),
         rehearsal=results.rehearsal,
         limits=rows.limits_of(by_name[name]),
     )
+
+
+def _place(results: Results) -> dict[str, object]:
+    """The machine; how the client behaved; the tool, its version aside, where it was another one."""
+    found = {**results.machine, "quick_ack": bool(results.plan.get("quick_ack")), "seed": results.plan.get("seed")}
+    tool = results.machine.get("imported from")
+    return found | {"tool": str(tool).rstrip("0123456789. ")} if tool else found
 
 
 def primary_of(results: Results) -> Key | None:
@@ -185,8 +192,10 @@ def render_gates(passed: Sequence[Passed]) -> "Iterator[RenderableType]":
         yield line
 
 
-def render_ranks(ranked: Sequence[Ranked], key: Key, sentence: str) -> "Iterator[RenderableType]":
-    """A plan's tests, best first."""
+def render_ranks(
+    ranked: Sequence[Ranked], key: Key, sentence: str, *, scope: str | None = None
+) -> "Iterator[RenderableType]":
+    """A plan's tests, best first. scope: whom that is about, where deployments were not repeated"""
     from rich.rule import Rule
     from rich.text import Text
 
@@ -223,4 +232,6 @@ def render_ranks(ranked: Sequence[Ranked], key: Key, sentence: str) -> "Iterator
     )
     yield Text("")
     yield Text(plain(sentence), style="bold")
+    if scope:
+        yield Text(plain(f"a verdict about {scope}"), style="yellow")
     yield from (Text(plain(note), style="dim") for note in notes.texts())

@@ -26,7 +26,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) of at least two values, in their unit."""
     n = len(values)
     mean = fsum(values) / n
-    return mean, sqrt(fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return mean, sqrt(fsum((value - mean) * (value - mean) for value in values) / (n - 1))
 
 
 def mean_estimate(values: Sequence[float], unit: str, *, confidence: float = 0.95, of: str = "value") -> Estimate:

@@ -221,11 +221,11 @@ def together(ratios: Mapping[int, LogRatio]) -> LogRatio | None:
     return LogRatio(mean=mean, error=sqrt(sum(parts)), freedom=freedom, **counts)
 
 
-def pairs_needed(ratio: LogRatio) -> int | None:
+def pairs_needed(ratio: LogRatio, level: float = LEVEL) -> int | None:
     """How many pairs in all would show this difference, or SHOWN_PCT if that is more, 8 times in 10, if the spread
-    stays as it is; None where no spread is known."""
+    stays as it is; None where no spread is known. level: two-sided, that its p-value has to stay below"""
     if ratio.mean is None or not ratio.error:
         return None
     effect = max(abs(ratio.mean), log(1 + SHOWN_PCT / 100))
-    reach = t_quantile(1 - LEVEL / ratio.looks / 2, ratio.freedom) + t_quantile(POWER, ratio.freedom)
+    reach = t_quantile(1 - level / ratio.looks / 2, ratio.freedom) + t_quantile(POWER, ratio.freedom)
     return ceil(ratio.pairs * (reach * ratio.error / effect) ** 2)

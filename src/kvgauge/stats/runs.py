@@ -21,6 +21,7 @@ PRIMARY_SHARE = 0.8  # of that, the primary metric's; what is left is the others
 # times in 100 (tests/statistics/test_stopping.py; docs/calibration.md).
 STOPPING_CONFIDENCE = 0.96
 STOPPING_EXTRA = 2
+LOG_MOST = 700.0  # of a ratio that a float can hold
 RUNS_MAX = 100  # nobody is told to run more than this: the effect is too small for the spread
 SHOWN_PCT = 5.0  # when the point is smaller than this, runs_needed aims for this gain instead
 POWER = 0.8  # how often the advised number of runs would show the effect
@@ -55,7 +56,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
 
 def percent(log_ratio: float, better: Better) -> float:
     """A log ratio as a gain: 1 - after/before for latencies, after/before - 1 for throughput, in percent."""
-    change = expm1(log_ratio)
+    change = expm1(min(log_ratio, LOG_MOST))
     return 100 * (change if better == "higher" else -change)
 
 
@@ -182,23 +183,24 @@ def _log_ratio(before: float | None, after: float | None) -> float | None:
     return log(after) - log(before)
 
 
-def runs_needed(gained: Gain) -> int:
+def runs_needed(gained: Gain, level: float = LEVEL * PRIMARY_SHARE) -> int:
     """How many runs a side would be enough, if the spread stays as it is, to show this gain 8 times in 10.
+
+    level  two-sided, that its p-value has to stay below
 
     A gain below 5 % is not what anybody plans for: then the number that would show 5 %.
     returns  RUNS_MIN..RUNS_MAX; RUNS_MIN too when there are fewer than two pairs, since no spread is known;
              RUNS_MAX stands for "this many or more"
 
-    Smallest n with (t(0.98, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect: at the primary metric's share of the level.
+    Smallest n with (t(1 - level / 2, n-1) + t(0.8, n-1)) spread / sqrt(n) <= effect.
     """
     if gained.log_mean is None or gained.log_spread is None:
         return RUNS_MIN
     least = abs(log(1 + SHOWN_PCT / 100 if gained.better == "higher" else 1 - SHOWN_PCT / 100))
     effect = max(abs(gained.log_mean), least)
     for n in range(RUNS_MIN, RUNS_MAX):
-        if (t_quantile(1 - LEVEL * PRIMARY_SHARE / 2, n - 1) + t_quantile(POWER, n - 1)) * gained.log_spread / sqrt(
-            n
-        ) <= effect:
+        reach = t_quantile(1 - level / 2, n - 1) + t_quantile(POWER, n - 1)
+        if reach * gained.log_spread / sqrt(n) <= effect:
             return n
     return RUNS_MAX
 
