@@ -75,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.prove import page
     from kvgauge.prove.run import prove
 
-    proof = prove(task_of(args), lambda line: print(line, flush=True))
+    task = task_of(args)
+    if args.json is not None:
+        _check_writable(args.json)
+    proof = prove(task, lambda line: print(line, flush=True))
     print()
     print(page.text(proof))
     if args.json is not None:
@@ -93,7 +96,8 @@ def task_of(args: argparse.Namespace) -> "Task":
     _check(args)
     tls = tls_of(args)
     site_of(args.url, tls)
-    workers = tuple(dict.fromkeys(metrics_url(url) for url in _listed(args.workers)))
+    _check_reference(args)
+    workers = tuple(dict.fromkeys(metrics_url(url, flag="--workers") for url in _listed(args.workers)))
     if len(workers) > SOURCES_MAX:
         raise UsageError(f"{len(workers)} --workers are more than the {SOURCES_MAX} that are asked")
     logs = tuple(Path(name) for name in dict.fromkeys(_listed(args.log)))
@@ -159,6 +163,31 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(reason)
     if args.tp < 1:
         raise UsageError(f"--tp must be at least 1, not {args.tp}")
+
+
+def _check_reference(args: argparse.Namespace) -> None:
+    """A deployment compared with itself always agrees. raises UsageError, LoadError for what is no URL"""
+    from kvgauge.failures import UsageError
+    from kvgauge.load.site import same_server
+
+    if args.reference is None:
+        if args.reference_model is not None:
+            raise UsageError("--reference-model names a model of --reference URL: give that too")
+        return
+    same_model = args.reference_model is None or args.model in (None, args.reference_model)
+    if same_server(args.url, args.reference) and same_model:
+        raise UsageError(
+            f"--reference {args.reference} is the deployment itself, so equal answers would prove nothing; name the "
+            "same model served without a KV transfer, say a decode worker asked directly"
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """Said before a minute is spent, not after. raises UsageError"""
+    from kvgauge.failures import UsageError
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--json {path}: {'a folder' if path.is_dir() else 'its folder is not there'}; name a file")
 
 
 def _listed(given: list[str]) -> list[str]:
