@@ -141,6 +141,14 @@ def test_what_cannot_be_written_or_read_is_said_before_a_minute_is_spent(tmp_pat
     assert server.posts == 0
 
 
+def test_a_proof_is_printed_as_json_and_nothing_beside_it(capsys):
+    with serving(Server()) as url:
+        assert prove(url, "--answers", "0", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["verdict"] == "proved"
+    assert "sending up to 20 unique prompts" in err
+
+
 def test_no_prompt_is_ever_sent_twice_not_even_by_two_proofs():
     server = Server()
     with serving(server) as url:

@@ -1,10 +1,12 @@
 """`kvgauge prove`: what carried the KV cache of a deployment that is there, and whether all of it moved."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvgauge.cli.headers import add_flags, headers_of, tls_of
+from kvgauge.cli.values import check_writable
 
 if TYPE_CHECKING:
     from kvgauge.evidence.transport import Want
@@ -31,7 +33,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     want = parser.add_argument_group("what is expected")
     want.add_argument("--backend", choices=("UCX", "LIBFABRIC"))
     want.add_argument("--fabric", choices=("efa", "ib", "tcp", "shm", "cuda"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the proof there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the proof there too; - prints it instead")
     add_flags(parser)
     parser.set_defaults(run=run)
 
@@ -76,13 +78,18 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.prove.run import prove
 
     task = task_of(args)
-    if args.json is not None:
-        _check_writable(args.json)
-    proof = prove(task, lambda line: print(line, flush=True))
+    printed = str(args.json) == "-"
+    if args.json is not None and not printed:
+        check_writable("--json", args.json)
+    proof = prove(task, lambda line: print(line, flush=True, file=sys.stderr if printed else sys.stdout))
+    whole = msgspec.json.format(msgspec.json.encode(proof)) + b"\n"
+    if printed:
+        sys.stdout.write(whole.decode())
+        return proof.exit_code
     print()
     print(page.text(proof))
     if args.json is not None:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(proof)) + b"\n")
+        args.json.write_bytes(whole)
     return proof.exit_code
 
 
@@ -180,14 +187,6 @@ def _check_reference(args: argparse.Namespace) -> None:
             f"--reference {args.reference} is the deployment itself, so equal answers would prove nothing; name the "
             "same model served without a KV transfer, say a decode worker asked directly"
         )
-
-
-def _check_writable(path: Path) -> None:
-    """Said before a minute is spent, not after. raises UsageError"""
-    from kvgauge.failures import UsageError
-
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--json {path}: {'a folder' if path.is_dir() else 'its folder is not there'}; name a file")
 
 
 def _listed(given: list[str]) -> list[str]:
