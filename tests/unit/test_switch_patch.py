@@ -136,7 +136,7 @@ def test_variables_of_a_whole_graph_go_whatever_its_other_services_hold(frontend
         f"    Frontend:\n      componentType: frontend\n{frontend}"
         "    decode:\n      componentType: worker\n      subComponentType: decode\n      extraPodSpec:\n"
         "        mainContainer:\n          command: [vllm, serve, m]\n"
-        "          args: [--kv-transfer-config, '{\"kv_connector\":\"NixlConnector\"}']\n"
+        '          args: [--kv-transfer-config, \'{"kv_connector":"NixlConnector"}\']\n'
     )
     there = switched(text, Asked(backend="LIBFABRIC", fabric="efa")).text
     assert "\n  envs: []\n" in there
