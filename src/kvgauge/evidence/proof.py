@@ -137,8 +137,8 @@ def _provider(test: Test, evidence: Evidence) -> list[str]:
     datagrams = [name for name in evidence.providers if name.startswith("ud") and test.fabric == "ib"]
     if datagrams:
         return [
-            f"fabric ib was asked for, and {datagrams[0]} carried it: datagrams have no READ or WRITE, UCX emulates both "
-            "in software; name rc or dc in UCX_TLS"
+            f"fabric ib was asked for, and {datagrams[0]} carried it: datagrams have no READ or WRITE, UCX "
+            "emulates both in software; name rc or dc in UCX_TLS"
         ]
     return []
 
