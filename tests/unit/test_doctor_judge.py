@@ -342,6 +342,13 @@ def test_what_switch_says_nobody_reads_doctor_says_too_with_what_to_use(tmp_path
         ({}, "efa_shm", "warning"),
         ({"TRTLLM_NIXL_KVCACHE_BACKEND": "libfabric"}, "trtllm_backend", "warning"),
         ({"TRTLLM_NIXL_KVCACHE_BACKEND": "UCX", "NIXL_BACKEND": "LIBFABRIC"}, "backend_conflict", "warning"),
+        (
+            {"TRTLLM_NIXL_KVCACHE_BACKEND": "LIBFABRIC", "NIXL_BACKEND": "LIBFABRIC"},
+            "backend_conflict",
+            "warning",
+        ),  # 10024
+        ({"TRTLLM_NIXL_KVCACHE_BACKEND": "LIBFABRIC", "TRTLLM_USE_UCX_KVCACHE": "1"}, "past_nixl", "warning"),
+        ({"SGLANG_DISAGGREGATION_NIXL_BACKEND": "libfabric"}, "sglang_backend", "warning"),
         ({"FI_LOG_LEVEL": "debug"}, "log_level", "warning"),
         ({"NIXL_TELEMETRY_ENABLE": "n"}, "telemetry", "note"),
         ({"NIXL_LIBFABRIC_STRIPING_THRESHOLD": "1"}, "unread", "note"),
@@ -546,6 +553,21 @@ def test_a_plans_build_that_is_not_installed_yet_is_a_note(tmp_path):
 def test_a_plugin_folder_without_plugins_is_a_problem(tmp_path):
     build = FoundBuild(name="NIXL_PLUGIN_DIR=/empty", version=None, origin="environment", folder="/empty")
     assert said(facts_of(trees.laptop(tmp_path), builds=(build,)))[0]["builds.empty"].level == "problem"
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("0.9.0", "over tcp: it reports DONE"), ("0.10.1", "over tcp"), ("1.2.0", "over efa: WRITEs were reported never"),
+     ("1.3.1", "over efa"), ("1.1.0", None), ("1.3.2", None), ("1.5.1", None), ("of nobody", None)],
+)  # fmt: skip
+def test_an_engines_nixl_of_a_release_known_for_wrong_data_or_hangs_is_told(tmp_path, version, words):
+    build = a_build(version=version, attempt=Attempt(ended="opened", libfabric="2.4"))
+    machine = trees.efa_p5(tmp_path, devices=4, uverbs=4)
+    found = said(facts_of(machine, builds=(build,)))[0].get("builds.known")
+    assert (found is not None and words in found.seen) if words else found is None
+    if words:
+        assert found.level == ("warning" if "efa" in words else "note")
+        assert "kvgauge builds test" in found.remedy
 
 
 def test_gb200_wants_libfabric_2_5(tmp_path):

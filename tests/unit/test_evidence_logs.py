@@ -92,6 +92,30 @@ def test_a_recorded_protocol_table_shows_cma_where_the_lanes_say_tcp():
     assert values(found, "lane_beside") == ["cma/memory"]
 
 
+@pytest.mark.parametrize(
+    "prefix", ["[pod/decode-0/main] ", "2026-11-24T02:42:46.123Z ", "decode-1  | ", "(Worker pid=7) "]
+)
+@pytest.mark.parametrize(
+    "sample",
+    [
+        "nixl-1.4.1-ucx-proto.log",
+        "nixl-1.5.0-ucx-all-proto.log",
+        "nixl-1.5.0-ucx-info.log",
+        "nixl-1.5.0-libfabric-tcp-info.log",
+    ],
+)
+def test_what_collectors_of_logs_put_before_each_line_hides_nothing(prefix, sample):
+    lines, _ = logs.read_file(SAMPLES / sample)
+    said = [(fact.name, fact.value) for fact in read(sample).facts]
+    assert [(fact.name, fact.value) for fact in scan(*(prefix + line for line in lines)).facts] == said
+
+
+def test_a_provider_ends_where_its_name_does():
+    assert values(scan('{"log":"I1 x] Created 1 rails using provider=efa\\n","stream":"stderr"}'), "provider") == [
+        "efa"
+    ]
+
+
 def test_tables_of_two_processes_that_come_mixed_are_kept_apart():
     title = (
         "[1.0] [vm:{}:0]   | x inter-node cfg#1 | remote memory read by ucp_get*(multi) into host memory from host |"

@@ -191,3 +191,63 @@ def test_without_logs_and_without_lines_nothing_is_claimed():
 def test_a_log_that_was_not_read_whole_is_told():
     found = by_name(Want(), [logs.scan(EFA, "w", "4 MiB in the middle were not read")])
     assert found["log"].verdict == "unproved"
+
+
+def test_messages_in_place_of_remote_memory_on_a_fast_fabric_are_told_from_source():
+    """openucx/ucx: rma_am is emulation by active messages; datagrams have no other way, and for the others a cfg# line
+    says so too where only large READs and WRITEs are the device's own."""
+    srd = by_name(Want(fabric="efa"), scanned(UCX, LANE.format("rma_am(srd/rdmap79s0:1) am(srd/rdmap79s0:1)")))
+    assert (srd["fabric"].verdict, srd["remote memory"].verdict) == ("proved", "unproved")
+    assert "UCX_PROTO_INFO=y" in srd["remote memory"].fix
+    ud = by_name(Want(fabric="efa"), scanned(UCX, LANE.format("rma_am(ud_verbs/rdmap79s0:1) am(ud_verbs/rdmap79s0:1)")))
+    assert ud["remote memory"].verdict == "contradicted"
+    assert "name srd in UCX_TLS" in ud["remote memory"].fix
+    own = by_name(Want(fabric="efa"), scanned(UCX, LANE.format("rma(srd/rdmap79s0:1)")))
+    assert "remote memory" not in own
+    assert "remote memory" not in by_name(Want(fabric="tcp"), scanned(UCX, LANE.format("rma_am(tcp/eth0)")))
+
+
+WARN = "[1.0] [h:1:0]     ucp_context.c:1349 UCX  WARN  {}, please use one or more of: 'lo'(tcp)"
+
+
+@pytest.mark.parametrize(
+    ("line", "fabric", "verdict"),
+    [
+        ("transport 'srd' is not available", "efa", "contradicted"),
+        ("transports 'srd','ud' are not available", "efa", "contradicted"),
+        ("transport 'srd' is not available", None, "unproved"),
+        ("transport 'dc' is not available", "ib", "unproved"),
+        ("network device 'rdmap79s0:1' is not available", "efa", "unproved"),
+    ],
+)
+def test_what_ucx_left_out_with_one_warning_is_told_and_without_srd_there_is_no_efa(line, fabric, verdict):
+    """UCX 1.23 [1.5.1]: UCX_TLS=srd,tcp,self without EFA, at the default log level"""
+    claim = by_name(Want(fabric=fabric), scanned(UCX, WARN.format(line)))["left out"]
+    assert claim.verdict == verdict
+    assert "which the worker does not have" in claim.text
+    assert "UCX  WARN" in claim.shown_by
+
+
+def test_a_backend_that_was_refused_is_told_with_why_its_plugin_did_not_load():
+    why = "/lib/libfabric.so.1: version `FABRIC_1.10' not found (required by libplugin_LIBFABRIC.so)"
+    found = by_name(
+        Want(backend="LIBFABRIC"),
+        scanned(
+            HEAD + f"Failed to load plugin from /x/libplugin_LIBFABRIC.so: {why}",
+            HEAD + "createBackend: unsupported backend 'LIBFABRIC'",
+        ),
+    )
+    assert found["backend"].verdict == "contradicted"
+    assert found["backend"].text.endswith(f"whose plugin did not load: {why}")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("EFA internal error: (4112) Cannot allocate memory", "efa error"),
+        (HEAD + "Cannot add agent 'd': agent index 256 exceeds 8-bit wire limit (255)", "agents max"),
+        ("[1.0] [h:1:0] wireup.c:1 UCX ERROR   no remote memory access transport to h", "ucx error"),
+    ],
+)
+def test_errors_of_the_transports_leave_a_trace_in_the_proof_from_source(line, name):
+    assert by_name(Want(), scanned(UCX, line))[name].verdict == "unproved"

@@ -39,7 +39,8 @@ class Server:
                 self.prompts.append(tuple(asked["prompt"]))
                 self.moved += 0 if number in self.skip else EACH
         usage = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": 8}
-        return {"id": "x", "choices": [{"index": 0, "text": self.text}], "usage": usage}
+        text = self.text + (asked["prompt"].split()[0] if isinstance(asked["prompt"], str) else "")
+        return {"id": "x", "choices": [{"index": 0, "text": text}], "usage": usage}
 
 
 @contextmanager
@@ -98,16 +99,54 @@ def prove(url, *flags):
 def test_a_server_that_moves_everything_is_proved_and_its_prompts_are_unique(tmp_path, capsys):
     server = Server()
     out = tmp_path / "proof.json"
-    with serving(server) as url:
-        assert prove(url, "--answers", "2", "--reference", url, "--json", str(out)) == 0
+    with serving(server) as url, serving(Server()) as reference:
+        assert prove(url, "--answers", "2", "--reference", reference, "--json", str(out)) == 0
     page = capsys.readouterr().out
     assert "expected 7 MiB a request, moved 7 MiB a request, all 20 requests over what is not known" in page
     assert "verdict: proved" in page
     assert len(set(server.prompts)) == 20
     assert {len(prompt) for prompt in server.prompts} == {64}
-    assert server.greedy == 1 + 2 * 2 * 2  # one waits for the workers to find each other
+    assert server.greedy == 1 + 2 * 2  # one waits for the workers to find each other
     proof = json.loads(out.read_text())
     assert (proof["verdict"], proof["requests"], proof["model"]) == ("proved", 20, "Qwen/Qwen3-0.6B")
+
+
+@pytest.mark.parametrize(("path", "model"), [("", None), ("/v1", None), ("", "Qwen/Qwen3-0.6B")])
+def test_a_deployment_is_no_reference_of_its_own_answers(path, model, capsys):
+    server = Server()
+    with serving(server) as url:
+        named = () if model is None else ("--model", model, "--reference-model", model)
+        assert prove(url, "--reference", url.replace("127.0.0.1", "localhost") + path, *named) == 2
+    assert "is the deployment itself, so equal answers would prove nothing" in capsys.readouterr().err
+    assert server.posts == 0
+
+
+def test_another_model_of_the_same_server_may_be_its_reference():
+    with serving(Server()) as url:
+        flags = ("--model", "Qwen/Qwen3-0.6B", "--reference-model", "whole", "--reference", url)
+        assert prove(url, "--answers", "2", *flags) == 0
+
+
+def test_what_cannot_be_written_or_read_is_said_before_a_minute_is_spent(tmp_path, capsys):
+    server = Server()
+    with serving(server) as url:
+        assert prove(url, "--json", str(tmp_path / "none" / "proof.json")) == 2
+        assert prove(url, "--json", str(tmp_path)) == 2
+        assert prove(url, "--workers", "nonsense") == 2
+        assert prove(url, "--reference-model", "whole") == 2
+    said = capsys.readouterr().err
+    assert "its folder is not there; name a file" in said
+    assert "--workers: 'nonsense' is not an http URL" in said
+    assert "give that too" in said
+    assert server.posts == 0
+
+
+def test_a_proof_is_printed_as_json_and_nothing_beside_it(capsys):
+    with serving(Server()) as url:
+        assert prove(url, "--answers", "0", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["verdict"] == "proved"
+    assert "sending up to 20 unique prompts" in err
 
 
 def test_no_prompt_is_ever_sent_twice_not_even_by_two_proofs():

@@ -132,6 +132,51 @@ def test_silent_workers_and_failed_requests_are_told():
     assert named(claims)["requests"].text == "1 of 11 requests failed"
 
 
+def passed(**totals):
+    return EfaMoved(totals=totals, rails=("rdmap79s0/1",), resets=())
+
+
+@pytest.mark.parametrize(
+    ("efa", "want", "claim", "verdict"),
+    [
+        (passed(tx_bytes=11 * EACH, rdma_read_bytes=10 * EACH), Want(fabric="efa"), "proved", "proved"),
+        (passed(tx_bytes=11 * EACH, rdma_read_bytes=0), Want(fabric="efa"), "unproved", "unproved"),
+        (passed(tx_bytes=11 * EACH, rdma_read_bytes=0), Want(), "unproved", "proved"),
+        (passed(tx_bytes=11 * EACH, rdma_write_recv_bytes=10 * EACH), Want(fabric="efa"), "proved", "proved"),
+        (passed(tx_bytes=9 * EACH, rdma_read_bytes=0), Want(fabric="efa"), None, "proved"),  # not this host's
+        (passed(tx_bytes=11 * EACH), Want(fabric="efa"), None, "proved"),  # an older kernel does not say
+    ],
+)
+def test_efa_counters_tell_rdma_from_messages_that_emulate_it(efa, want, claim, verdict):
+    claims, got, _ = judged(observed(efa=efa, want=want))
+    assert got == verdict
+    assert (named(claims)["EFA RDMA"].verdict if claim else "EFA RDMA" in named(claims)) == (claim or False)
+    assert got == "proved" or "FI_EFA_USE_DEVICE_RDMA" in named(claims)["EFA RDMA"].fix
+
+
+def test_srd_of_ucx_may_send_messages():
+    log = logs.scan(["2026-11-24 02:42:46 NIXL INFO    _api.py:405 Backend UCX was instantiated"], "d")
+    claims, _, _ = judged(observed(efa=passed(tx_bytes=11 * EACH, rdma_read_bytes=0), logs=(log,)))
+    assert "EFA RDMA" not in named(claims)
+
+
+def test_errors_that_efa_devices_counted_are_told():
+    claims, _, _ = judged(observed(efa=passed(tx_bytes=11 * EACH, rx_drops=3, rdma_read_wr_err=0)))
+    assert "rx_drops 3 meanwhile" in named(claims)["EFA errors"].text
+
+
+def test_emulation_that_a_lane_leaves_open_leaves_the_proof_of_a_fast_fabric_open():
+    line = "[1.0] [h:1:0]      ucp_worker.c:1997 UCX  INFO    d inter-node cfg#1 rma_am(srd/rdmap79s0:1)"
+    log = logs.scan(["2026-11-24 02:42:46 NIXL INFO    _api.py:405 Backend UCX was instantiated", line], "d")
+    assert judged(observed(logs=(log,), want=Want(fabric="efa")))[1] == "unproved"
+    assert judged(observed(logs=(log,)))[1] == "proved"
+
+
+def test_what_is_expected_of_a_request_does_not_grow_with_those_that_failed():
+    claims, _, _ = judged(observed(failed=(512, 512)))
+    assert named(claims)["bytes (vLLM)"].text.startswith("expected 56 MiB a request")
+
+
 # -- answers
 
 
@@ -139,8 +184,12 @@ def asked(pairs):
     return [Answered(url=url, reference=reference) for url, reference in pairs]
 
 
+def alike(count):
+    return [((f"a{n}", f"a{n}"), (f"a{n}", f"a{n}")) for n in range(count)]
+
+
 def test_answers_equal_to_the_references_are_proved():
-    got = claim(asked([(("a", "a"), ("a", "a"))] * 16))
+    got = claim(asked(alike(16)))
     assert got.verdict == "proved"
     assert got.text.startswith(
         "0 of 16 differ from the reference's, which differs from itself in 0; asked twice, 16 of 16"
@@ -154,10 +203,18 @@ def test_garbage_is_a_contradiction_though_it_agrees_with_itself():
 
 
 def test_a_reference_that_differs_from_itself_is_the_measure():
-    half = [(("x", "x"), ("a", "b"))] * 8 + [(("a", "a"), ("a", "a"))] * 8
+    half = [(("x", "x"), ("a", "b"))] * 8 + alike(8)
     assert claim(asked(half)).verdict == "proved"
-    one = [(("x", "x"), ("a", "a"))] + [(("a", "a"), ("a", "a"))] * 15
+    one = [(("x", "x"), ("a", "a")), *alike(15)]
     assert claim(asked(one)).verdict == "unproved"
+
+
+@pytest.mark.parametrize("text", ["", "I cannot help with that"])
+def test_a_reference_that_answers_every_prompt_alike_proves_nothing_but_may_accuse(text):
+    got = claim(asked([((text, text), (text, text))] * 16))
+    assert (got.verdict, "answers every prompt alike" in got.text) == ("unproved", True)
+    assert claim(asked([(("x", "x"), (text, text))] * 16)).verdict == "contradicted"
+    assert claim(asked([(("", ""), ("", ""))])).verdict == "unproved"
 
 
 def test_without_a_reference_or_with_unanswered_prompts_nothing_is_proved():

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from kvgauge.switch import table
-from kvgauge.switch.check import Settings, across, check, settings_of
+from kvgauge.switch.check import BEYOND, Settings, across, check, settings_of
+from kvgauge.switch.patch import Asked, switched
 from kvgauge.switch.places import chosen, read
 from kvgauge.switch.show import contradicts
+from kvgauge.switch.spans import CannotPatch
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "switch"
 
@@ -139,3 +141,73 @@ def test_devices_and_secrets_of_a_manifest_are_seen():
     (worker,) = of_file("vllm-deployment.yaml")
     assert worker.settings.devices == ("rdma/hca",)
     assert set(worker.settings.environment) == {"UCX_TLS", "UCX_NET_DEVICES"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "more"),
+    [("vllm", "UCX_TLS", {}), ("vllm", "UCX_NET_DEVICES", {}), ("vllm", "FI_PROVIDER", {"named": ["LIBFABRIC"]}),
+     ("trtllm", "TRTLLM_NIXL_KVCACHE_BACKEND", {})],
+)  # fmt: skip
+def test_a_value_that_only_the_cluster_knows_contradicts_nothing(engine, name, more):
+    found = amount(engine, {name: BEYOND}, devices=("vpc.amazonaws.com/efa",), **more)
+    assert said(found, "contradiction") == []
+    assert found.carried is None or found.carried.fabric is None
+
+
+EFA = {"FI_PROVIDER": "efa", "FI_EFA_ENABLE_SHM_TRANSFER": "0"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "environment", "more", "level", "words"),
+    [
+        ("vllm", EFA, {"named": ["LIBFABRIC"], "devices": ("rdma/hca",)}, "contradiction", "no vpc.amazonaws.com/efa"),
+        ("vllm", {}, {"named": ["libfabric"]}, "contradiction", "in capitals"),
+        ("sglang", {"SGLANG_DISAGGREGATION_NIXL_BACKEND": "ucx"}, {}, "contradiction", "in capitals"),
+        ("vllm", {"UCX_TLS": "rc,self"}, {"devices": ("vpc.amazonaws.com/efa",)}, "contradiction", "EFA has no RC"),
+        ("vllm", EFA | {"FI_EFA_USE_DEVICE_RDMA": "0"}, {"named": ["LIBFABRIC"]}, "warning", "emulated in software"),
+        ("vllm", {"FI_PROVIDER": "efa"}, {"named": ["LIBFABRIC"]}, "warning", "registration of GPU memory"),
+        ("trtllm", {"NIXL_PLUGIN_DIR": "/opt/nixl"}, {}, "warning", "bundles a NIXL of its own"),
+        ("sglang", {"UCX_TLS": "rc"}, {"ib_device": True}, "warning", "Mooncake alone reads it"),
+        ("vllm", {"FI_EFA_FOO": "1"}, {}, "note", "reads no such variable"),
+        ("vllm", {"NIXL_LIBFABRIC_STRIPING_THRESHOLD": "1"}, {}, "note", "no NIXL that kvgauge knows reads it"),
+    ],
+)
+def test_settings_that_agree_and_still_end_badly_are_told(engine, environment, more, level, words):
+    assert any(words in line for line in said(amount(engine, environment, **more), level))
+
+
+def test_settings_that_are_right_raise_no_such_word():
+    found = amount(
+        "vllm", EFA | {"FI_EFA_USE_DEVICE_RDMA": "1"}, named=["LIBFABRIC"], devices=("vpc.amazonaws.com/efa",)
+    )
+    assert found.remarks == ()
+    devices = {"UCX_TLS": "rc", "UCX_NET_DEVICES": "mlx5_0:1", "NIXL_LOG_LEVEL": "INFO"}
+    assert amount("sglang", devices, ib_device=True, devices=("rdma/hca",)).remarks == ()
+
+
+MERGED = """
+common: &common
+  image: vllm/vllm-openai
+  args: [serve, m, --kv-transfer-config, '{"kv_connector":"NixlConnector"}']
+  env: [{name: UCX_TLS, value: tcp}]
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: d}
+spec: {template: {spec: {containers: [{<<: *common, name: prefill}, {<<: [*common], name: decode}]}}}
+"""
+
+
+def test_what_a_merge_brings_is_seen_and_no_merge_is_patched():
+    manifest = read(MERGED)
+    found = [check(settings_of(manifest, place, engine)) for place, engine in chosen(manifest, None)]
+    assert [f.settings.where for f in found] == ["Deployment/d/prefill", "Deployment/d/decode"]
+    assert {f.carried.fabric for f in found} == {"tcp"}
+    with pytest.raises(CannotPatch, match="merge"):
+        switched(MERGED, Asked(backend="LIBFABRIC", fabric="efa"))
+
+
+def test_a_backend_in_use_over_another_network_than_asked_for_is_told_where_nothing_is_changed():
+    text = (SAMPLES / "vllm-deployment.yaml").read_text()
+    patched = switched(text, Asked(backend="UCX", fabric="efa"))
+    assert patched.text == text
+    assert any(r.level == "contradiction" and r.says.endswith("ib, not efa") for r in patched.remarks), patched.remarks

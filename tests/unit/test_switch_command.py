@@ -135,7 +135,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, capsys):
 
 
 def test_files_that_are_missing_binary_or_too_large_are_refused(tmp_path, capsys):
-    assert main([*TO_LIBFABRIC, "--patch", str(tmp_path / "none.yaml")]) == 3
+    assert main([*TO_LIBFABRIC, "--patch", str(tmp_path / "none.yaml")]) == 2
     assert "No such file" in capsys.readouterr().err
     binary = tmp_path / "b.yaml"
     binary.write_bytes(b"a: \xff\n")

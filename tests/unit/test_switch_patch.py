@@ -128,6 +128,21 @@ def test_one_service_of_a_graph_can_be_switched_and_then_the_other_and_each_back
     assert switched(again.text, TO_UCX).text == text
 
 
+@pytest.mark.parametrize("frontend", ["", "      extraPodSpec: {mainContainer: {image: x}}\n"])
+def test_variables_of_a_whole_graph_go_whatever_its_other_services_hold(frontend):
+    text = (
+        "apiVersion: nvidia.com/v1alpha1\nkind: DynamoGraphDeployment\nmetadata: {name: g}\nspec:\n"
+        "  envs:\n  - name: UCX_TLS\n    value: rc\n  services:\n"
+        f"    Frontend:\n      componentType: frontend\n{frontend}"
+        "    decode:\n      componentType: worker\n      subComponentType: decode\n      extraPodSpec:\n"
+        "        mainContainer:\n          command: [vllm, serve, m]\n"
+        '          args: [--kv-transfer-config, \'{"kv_connector":"NixlConnector"}\']\n'
+    )
+    there = switched(text, Asked(backend="LIBFABRIC", fabric="efa")).text
+    assert "\n  envs: []\n" in there
+    assert switched(there, Asked(backend="UCX", fabric="ib")).text == text
+
+
 def test_variables_of_a_whole_graph_are_not_changed_for_one_of_its_services():
     text = (SAMPLES / "dynamo-vllm-v1alpha1.yaml").read_text()
     with pytest.raises(CannotPatch, match=r"UCX_TLS stands in the graph's own variables.*switch all services"):

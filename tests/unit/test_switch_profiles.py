@@ -153,6 +153,39 @@ def test_ucx_settings_come_to_the_fabric_they_name_and_say_when_tcp_is_taken_sil
 
 
 @pytest.mark.parametrize(
+    ("tls", "devices", "pod", "fabric", "unusable", "says"),
+    [
+        ("rc,cuda_copy,sm,self", None, "efa", None, True, "EFA has no RC"),
+        ("rc,tcp,self", None, "efa", "tcp", False, "which leaves tcp"),
+        (
+            "rc,ud,self",
+            None,
+            "efa",
+            "efa",
+            False,
+            "ud_verbs, not SRD: measured at 0.18 GB/s against 10 (EFA has no RC)",
+        ),
+        ("ib,self", None, "efa", "efa", False, "UCX_TLS=ib,self"),
+        ("srd,rc,self", None, "efa", "efa", False, "UCX_TLS=srd,rc,self"),
+        ("srd,rc,self", None, "ib", "ib", False, "UCX_TLS=srd,rc,self"),
+        ("srd,self", None, "ib", None, True, "srd is EFA's"),
+        ("srd,self", "mlx5_0:1", "efa", None, True, "srd is EFA's"),
+        ("rc,self", None, "ib", "ib", False, "UCX_TLS=rc,self"),
+        ("rc,self", None, None, "ib", False, "UCX_TLS=rc,self"),
+    ],
+)
+def test_transports_that_the_pods_devices_do_not_have_lead_nowhere_or_to_tcp(tls, devices, pod, fabric, unusable, says):
+    carried = over_ucx(tls, devices, pod)
+    assert (carried.fabric, carried.unusable) == (fabric, unusable)
+    assert says in carried.says
+
+
+def test_a_list_of_devices_without_one_is_refused():
+    with pytest.raises(UsageError, match="names no device"):
+        wanted("vllm", "UCX", "ib", net_devices=" ")
+
+
+@pytest.mark.parametrize(
     ("provider", "fabric", "fallback", "unusable"),
     [
         ("efa", "efa", False, False),

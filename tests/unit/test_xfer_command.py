@@ -92,6 +92,15 @@ def test_gpu_memory_asks_ucx_whether_it_only_emulates():
 def test_a_fabric_a_backend_does_not_have_is_refused():
     with pytest.raises(UsageError, match="LIBFABRIC has no fabric shm"):
         told("LIBFABRIC", "shm")
+    for backend in ("UCX", "LIBFABRIC"):
+        with pytest.raises(UsageError, match="fabric cuda carries GPU memory alone"):
+            told(backend, "cuda", "DRAM")
+
+
+def test_results_that_could_not_be_written_are_refused_before_anything_is_measured(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "none" / "x.json"):
+        assert main(["xfer", "--json", str(path)]) == 2
+        assert "name a file" in capsys.readouterr().err
 
 
 def test_only_the_transports_own_variables_pass():

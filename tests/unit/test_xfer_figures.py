@@ -12,7 +12,7 @@ from kvgauge.xfer.measure import Measured
 from kvgauge.xfer.messages import Connected, Limited
 from kvgauge.xfer.results import NIXLBENCH, document, nixlbench_row
 from kvgauge.xfer.rounds import Setting, results_of
-from kvgauge.xfer.seen import expected_merged
+from kvgauge.xfer.seen import expected_merged, off_fabric
 from kvgauge.xfer.table import COLUMNS, ratio_line, render
 from kvgauge.xfer.tools import Figure, beside, parse
 from kvgauge.xfer.workload import Workload
@@ -269,6 +269,16 @@ def test_emulation_on_a_gpu_is_seen_where_it_was_and_only_there(sample, operatio
     assert row_gathered.valid is valid  # one large READ is emulated too, and is not told to gather
     assert not any("--strategy" in reason for reason in row_gathered.against)
     assert row_of([measured(1, work=work, logs={"initiator-0": log})], (1, 5, 0), fabric="tcp").against == ()
+
+
+def test_gpu_memory_that_goes_over_tcp_makes_the_row_invalid_without_emulation_too_from_source():
+    """openucx/ucx: a WRITE of GPU memory may be copied through the host and sent, which is no emulation"""
+    evidence = {"protocol": "write 0..inf: copy-in over tcp/lo"}
+    assert "UCX moves it otherwise" in off_fabric("cuda", evidence)[0]
+    assert (
+        off_fabric("cuda", {"protocol": "write 0..64: short over tcp/lo, write 65..inf: zero-copy over cuda_ipc/c"})
+        == ()
+    )
 
 
 def test_shared_memory_that_was_asked_for_and_is_tcp_makes_the_row_invalid():

@@ -1,10 +1,12 @@
 """`kvgauge prove`: what carried the KV cache of a deployment that is there, and whether all of it moved."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvgauge.cli.headers import add_flags, headers_of, tls_of
+from kvgauge.cli.values import check_writable
 
 if TYPE_CHECKING:
     from kvgauge.evidence.transport import Want
@@ -31,7 +33,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     want = parser.add_argument_group("what is expected")
     want.add_argument("--backend", choices=("UCX", "LIBFABRIC"))
     want.add_argument("--fabric", choices=("efa", "ib", "tcp", "shm", "cuda"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the proof there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the proof there too; - prints it instead")
     add_flags(parser)
     parser.set_defaults(run=run)
 
@@ -75,11 +77,19 @@ def run(args: argparse.Namespace) -> int:
     from kvgauge.prove import page
     from kvgauge.prove.run import prove
 
-    proof = prove(task_of(args), lambda line: print(line, flush=True))
+    task = task_of(args)
+    printed = str(args.json) == "-"
+    if args.json is not None and not printed:
+        check_writable("--json", args.json)
+    proof = prove(task, lambda line: print(line, flush=True, file=sys.stderr if printed else sys.stdout))
+    whole = msgspec.json.format(msgspec.json.encode(proof)) + b"\n"
+    if printed:
+        sys.stdout.write(whole.decode())
+        return proof.exit_code
     print()
     print(page.text(proof))
     if args.json is not None:
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(proof)) + b"\n")
+        args.json.write_bytes(whole)
     return proof.exit_code
 
 
@@ -93,7 +103,8 @@ def task_of(args: argparse.Namespace) -> "Task":
     _check(args)
     tls = tls_of(args)
     site_of(args.url, tls)
-    workers = tuple(dict.fromkeys(metrics_url(url) for url in _listed(args.workers)))
+    _check_reference(args)
+    workers = tuple(dict.fromkeys(metrics_url(url, flag="--workers") for url in _listed(args.workers)))
     if len(workers) > SOURCES_MAX:
         raise UsageError(f"{len(workers)} --workers are more than the {SOURCES_MAX} that are asked")
     logs = tuple(Path(name) for name in dict.fromkeys(_listed(args.log)))
@@ -159,6 +170,23 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(reason)
     if args.tp < 1:
         raise UsageError(f"--tp must be at least 1, not {args.tp}")
+
+
+def _check_reference(args: argparse.Namespace) -> None:
+    """A deployment compared with itself always agrees. raises UsageError, LoadError for what is no URL"""
+    from kvgauge.failures import UsageError
+    from kvgauge.load.site import same_server
+
+    if args.reference is None:
+        if args.reference_model is not None:
+            raise UsageError("--reference-model names a model of --reference URL: give that too")
+        return
+    same_model = args.reference_model is None or args.model in (None, args.reference_model)
+    if same_server(args.url, args.reference) and same_model:
+        raise UsageError(
+            f"--reference {args.reference} is the deployment itself, so equal answers would prove nothing; name the "
+            "same model served without a KV transfer, say a decode worker asked directly"
+        )
 
 
 def _listed(given: list[str]) -> list[str]:

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if args.check is not None:
         if args.backend or args.patch or args.in_place or args.undo:
             raise UsageError("--check changes nothing: give it alone, with --framework, --fabric or --format at most")
+        if args.format == "yaml":
+            raise UsageError("--check prints lines, or --format json")
         return check(args)
     if args.patch is None:
         if args.in_place or args.diff or args.undo or args.container or args.service or args.overwrite:
@@ -156,11 +158,10 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _environment(engine: str | None) -> "Settings":
-    from kvgauge.switch.check import Settings
+    from kvgauge.switch.check import Settings, is_known
     from kvgauge.switch.table import SELECTORS
-    from kvgauge.switch.variables import VARIABLES
 
-    known = {name: value for name, value in os.environ.items() if name in VARIABLES}
+    known = {name: value for name, value in os.environ.items() if is_known(name)}
     named = [own for own, selector in SELECTORS.items() if selector in known]
     if engine is None and len(named) == 1:
         engine = named[0]
@@ -179,8 +180,11 @@ def _read(name: str) -> str:
     if name == "-":
         data = sys.stdin.buffer.read(BYTES_MAX + 1)
     else:
-        with Path(name).open("rb") as file:
-            data = file.read(BYTES_MAX + 1)
+        try:
+            with Path(name).open("rb") as file:
+                data = file.read(BYTES_MAX + 1)
+        except OSError as error:
+            raise UsageError(f"{name}: cannot be read: {error.strerror or error}; name a manifest file") from None
     if len(data) > BYTES_MAX:
         raise UsageError(f"{name}: more than {BYTES_MAX} bytes; give the manifest of the workers alone")
     try:

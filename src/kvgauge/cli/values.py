@@ -2,6 +2,15 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Said before minutes are spent on what would be written there, not after. raises UsageError"""
+    from kvgauge.failures import UsageError
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: {'a folder' if path.is_dir() else 'its folder is not there'}; name a file")
 
 
 def words(text: str) -> tuple[str, ...]:

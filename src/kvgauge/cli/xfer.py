@@ -105,6 +105,8 @@ def _check(args: argparse.Namespace) -> None:
                             ("wait", 1, 86400)):  # fmt: skip
         if not low <= getattr(args, name) <= high:
             raise UsageError(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
+    if args.json is not None and str(args.json) != "-":
+        values.check_writable("--json", args.json)
     if args.fabric is not None and args.fabric not in FABRICS:
         raise UsageError(f"unknown fabric {args.fabric!r}: {'; '.join(f'{k}: {v}' for k, v in FABRICS.items())}")
     if not 1 <= len(args.device) <= 2:

@@ -16,6 +16,17 @@ FABRIC_SINCE = {
 }
 READ_ONLY = "all it links to is there (read, not opened)"
 GB200_LIBFABRIC = (2, 5)
+# LIBFABRIC of releases between these, the second left out: over which fabric, what was seen, where that stands.
+KNOWN_TROUBLES: tuple[tuple[tuple[int, ...], tuple[int, ...], str, str, str], ...] = (
+    ((0,), (1, 0, 0), "tcp", "it reports DONE for blocks that are wrong", "docs/builds.md"),
+    (
+        (1, 2, 0),
+        (1, 3, 2),
+        "efa",
+        "WRITEs were reported never to end (up to 16 descriptors, or the last of a set: FI_MORE that nobody flushes)",
+        "ai-dynamo/nixl#1862, #1921 and #1966; the mend is not in 1.3.1",
+    ),
+)
 
 
 def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
@@ -41,6 +52,7 @@ def judge(facts: Facts, needs: Needs) -> Iterator[Finding]:
             yield from _verdict(build, plugin.backend, needs)
         yield from _empty(build, needs)
         yield from _grace(build, facts)
+        yield from _release(build, needs)
     for (backend, how), names in good.items():
         seen = f"{backend} of NIXL {', '.join(names)} in kvgauge's cache: {how}"
         yield Finding(key="builds.load", level="ok", area="builds", seen=seen, source="dlopen in a process of its own")
@@ -219,6 +231,25 @@ def _grace(build: FoundBuild, facts: Facts) -> Iterator[Finding]:
                 needed="2.5 or later: fi_mr_reg fails with EFAULT before",
                 remedy="a newer libfabric",
                 source="ofiwg/libfabric#12019",
+            )
+
+
+def _release(build: FoundBuild, needs: Needs) -> Iterator[Finding]:
+    """What an engine's NIXL is known for. kvgauge's own builds have the verdicts of their self-test."""
+    numbers = re.match(r"\d+(?:\.\d+)*", build.version or "")
+    if build.origin != "environment" or numbers is None or build.plugin("LIBFABRIC") is None:
+        return
+    release = tuple(int(part) for part in numbers[0].split(".")[:3])
+    for since, until, fabric, trouble, source in KNOWN_TROUBLES:
+        if since <= release < until:
+            yield Finding(
+                key="builds.known",
+                level="warning" if ("LIBFABRIC", fabric) in needs.asked else "note",
+                area="builds",
+                seen=f"LIBFABRIC of NIXL {build.version} ({build.folder}) over {fabric}: {trouble}",
+                needed=f"NIXL {'.'.join(map(str, until))} or later, for LIBFABRIC",
+                remedy="a newer NIXL, or UCX; `kvgauge builds test` moves blocks with it and compares every byte",
+                source=source,
             )
 
 

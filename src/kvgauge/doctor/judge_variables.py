@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from kvgauge.doctor import judge_transports
 from kvgauge.doctor.needs import Needs
 from kvgauge.doctor.records import Facts, Finding, Level
+from kvgauge.switch.table import CONFLICT_10024, PAST_NIXL
 from kvgauge.switch.variables import NOBODY, VARIABLES, efa_reads, nixl_reads
 
-PREFIXES = ("UCX_", "FI_", "NIXL_", "TRTLLM_NIXL_", "SGLANG_DISAGGREGATION_NIXL_", "VLLM_NIXL_")
+PREFIXES = ("UCX_", "FI_", "NIXL_", "TRTLLM_NIXL_", "TRTLLM_USE_", "SGLANG_DISAGGREGATION_NIXL_", "VLLM_NIXL_")
 OTHERS = ("LD_LIBRARY_PATH", "LD_PRELOAD", "KUBERNETES_SERVICE_HOST", "RDMAV_FORK_SAFE", "IBV_FORK_SAFE")
 SECRETIVE = ("ENDPOINT", "TOKEN", "PASSWORD", "KEY")
 
@@ -122,8 +123,14 @@ def _engine_choice(facts: Facts, _needs: Needs) -> Iterator[Finding]:
             "correct it",
             "TensorRT-LLM: Unsupported NIXL backend: %s, fallback to UCX",
         )
+    yield from _sglang_choice(variables)
+    yield from _past_nixl(variables)
     thought = variables.get("NIXL_BACKEND")
-    if chosen and thought and chosen != thought:
+    if thought and chosen == "LIBFABRIC":
+        says, source = CONFLICT_10024
+        yield _finding("backend_conflict", "warning", f"NIXL_BACKEND={thought}: {says}",
+                       "TRTLLM_NIXL_KVCACHE_BACKEND alone", "unset NIXL_BACKEND", source)  # fmt: skip
+    elif chosen and thought and chosen != thought:
         yield _finding(
             "backend_conflict",
             "warning",
@@ -140,6 +147,36 @@ def _engine_choice(facts: Facts, _needs: Needs) -> Iterator[Finding]:
             "yes, for NIXL's own transfer times (vllm:nixl_* metrics)",
             "unset it",
             "NIXL 1.5.1's own warning",
+        )
+
+
+def _sglang_choice(variables: Mapping[str, str]) -> Iterator[Finding]:
+    name = "SGLANG_DISAGGREGATION_NIXL_BACKEND"
+    value = variables.get(name, "UCX")
+    if value.upper() in ("UCX", "LIBFABRIC") and value != value.upper():
+        yield _finding(
+            "sglang_backend",
+            "warning",
+            f"{name}={value}: NIXL has no plugin of that name, and goes on without it",
+            "UCX or LIBFABRIC, in capitals",
+            "correct it",
+            "SGLang: NIXL backend not found",
+        )
+
+
+def _past_nixl(variables: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables of TensorRT-LLM with which the NIXL backend decides nothing."""
+    past = [name for name in PAST_NIXL if variables.get(name) == "1"]
+    chosen = variables.get("TRTLLM_NIXL_KVCACHE_BACKEND")
+    if past and chosen and variables.get("TRTLLM_USE_NIXL_KVCACHE") != "1":
+        yield _finding(
+            "past_nixl",
+            "warning",
+            f"{past[0]}=1 and TRTLLM_NIXL_KVCACHE_BACKEND={chosen}",
+            "one answer: with cache_transceiver_config.backend DEFAULT the first goes past NIXL, whose backend then "
+            "decides nothing",
+            f"unset {past[0]}",
+            VARIABLES[past[0]].source,
         )
 
 

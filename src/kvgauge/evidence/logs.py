@@ -18,6 +18,7 @@ HEAD_BYTES, TAIL_BYTES = 96 << 20, 32 << 20  # of a larger file its beginning an
 KEPT_MAX = 2_000  # different facts of one log
 CHUNK_BYTES = 1 << 18
 VALUE_CHARACTERS_MAX = 200
+PREFIX_CHARACTERS_MAX = 256
 _UCX_HEAD = re.compile(r"\[\d+\.\d+\] \[")
 
 
@@ -80,7 +81,8 @@ class Scan:
 
 def _read(line: str, tables: ucx.Tables) -> Iterator[Seen]:
     """Each kind of line is told by a word, so that most lines cost a few searches."""
-    if line.startswith("[") and _UCX_HEAD.match(line):
+    if "] [" in line and (head := _UCX_HEAD.search(line, 0, PREFIX_CHARACTERS_MAX)):
+        line = line[head.start() :]  # behind what kubectl, docker and others put before a line
         yield from ucx.read(line)
         yield from tables.take(line)
     elif "libfabric:" in line or "HANDSHAKE received" in line:

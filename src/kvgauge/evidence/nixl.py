@@ -31,9 +31,11 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("backend_refused", re.compile(r"unsupported backend '(\w+)'")),
     ("backend_refused", re.compile(r"createBackend: backend '(\w+)' encountered error")),
     ("transfer_error", re.compile(r"(CQ read failed on rail|Failed to process completions on (?:data )?rails)")),
+    ("agents_max", re.compile(r"(agent index \d+ exceeds 8-bit wire limit)")),
+    ("efa_error", re.compile(r"EFA internal error: \((41\d\d)\)")),  # libfabric's, without its prefix
     ("no_devices", re.compile(r"(No network devices found with any provider)")),
 )
-_RAILS = re.compile(r"(?:Created|Successfully created) (\d+) (?:data )?rails?.* using provider=(\S+)")
+_RAILS = re.compile(r"(?:Created|Successfully created) (\d+) (?:data )?rails?.* using provider=([\w;-]+)")
 _DEVICES = re.compile(r"Discovered (\d+) (\w+) devices")
 _HMEM = re.compile(r"Using provider (with|without) FI_HMEM support for rail (\d+)")
 _FAILED_PLUGIN = re.compile(r"Failed to load plugin from \S*libplugin_(UCX|LIBFABRIC)\S*: (.*)")

@@ -134,6 +134,12 @@ def _provider(test: Test, evidence: Evidence) -> list[str]:
     if wrong:
         line = next((fact.shown_by for fact in evidence.facts if fact.value.startswith(wrong[0])), "")
         return [f"fabric {test.fabric} was asked for, {', '.join(wrong)} carried it ({line})"]
+    datagrams = [name for name in evidence.providers if name.startswith("ud") and test.fabric == "ib"]
+    if datagrams:
+        return [
+            f"fabric ib was asked for, and {datagrams[0]} carried it: datagrams have no READ or WRITE, UCX "
+            "emulates both in software; name rc or dc in UCX_TLS"
+        ]
     return []
 
 

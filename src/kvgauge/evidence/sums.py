@@ -151,7 +151,7 @@ class _Claims:
         return Claim(
             name=f"bytes ({ledger.name})",
             verdict=verdict,
-            text=f"expected {_each(wanted.high, wanted.requests)}, {text}",
+            text=f"expected {_each(wanted.high, wanted.requests + wanted.failed)}, {text}",
             shown_by=f"{wanted.shown_by} = {either} bytes; {ledger.shown_by}: {moved}",
             fix=fix,
             skipped=skipped,

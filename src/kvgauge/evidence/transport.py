@@ -22,6 +22,7 @@ _CLASSES: tuple[tuple[Fabric, re.Pattern[str]], ...] = (
     ("shm", re.compile(r"(cma|knem|xpmem|posix|sysv)/|shm")),
 )
 LEVELS = "NIXL_LOG_LEVEL=INFO, UCX_LOG_LEVEL=info and UCX_LOG_FILE=stderr make them say it"
+EFA_ERROR_FIX = "4112: raise ulimit -l (unlimited); 4111: an address that the peer had not registered (nixl#2278)"
 STALE_FIX = "give prefill's KV a longer lease (vLLM: kv_lease_duration in kv_connector_extra_config)"
 FIXES = {
     "tcp LIBFABRIC": "no EFA device was found where the worker runs: give the container vpc.amazonaws.com/efa devices "
@@ -36,6 +37,9 @@ FIXES = {
     "rails": "a GPU's buffers use the NICs beside it; fewer mean that the topology was not found: see the worker's log",
     "refused": "the name must be exactly UCX or LIBFABRIC, and the plugin must load where the worker runs",
     "mismatch": "both sides must open as many EFA devices: give their pods the same number",
+    "missing": "give the container that device and a UCX with its module (libuct_ib_efa.so for srd); UCX goes on with "
+    "whatever else UCX_TLS allows, without an error",
+    "proto": "UCX_PROTO_INFO=y at the workers says whether READ and WRITE are the device's own",
 }
 
 
@@ -102,6 +106,7 @@ def claims(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
         *_rails(want, logs, all_seen),
         *_gpudirect(want, logs, all_seen),
         *_handshakes(logs, all_seen),
+        *_left_out(want, logs),
         *_troubles(logs),
     ]
     cut = [log.cut for log in logs if log.cut]
@@ -119,6 +124,8 @@ def _largest(facts: Iterable[Fact]) -> int | None:
     return max((int(fact.value) for fact in facts if fact.value.isdecimal() and len(fact.value) < 7), default=None)
 
 
+REMOTE = "remote memory"
+BY_MESSAGES = " by active messages"
 _WITNESSES = ("gpu_protocol_inter-node", "gpu_protocol_intra-node", "protocol_inter-node", "lane_inter-node",
               "protocol_intra-node", "lane_intra-node")  # fmt: skip
 
@@ -170,7 +177,9 @@ def _backend(want: Want, logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim
     named = all_seen.backends
     if refused and (want.backend is None or refused[0].value == want.backend or want.backend not in named):
         text = f"the workers refused backend {refused[0].value}"
-        return [_made("backend", "contradicted", text, refused[0], FIXES["refused"])]
+        why = [fact for fact in _facts(logs, "plugin_failed") if fact.value.startswith(f"{refused[0].value}: ")]
+        text += f", whose plugin did not load: {why[0].value.partition(': ')[2]}" if why else ""
+        return [_made("backend", "contradicted", text, why[0] if why else refused[0], FIXES["refused"])]
     if not named:
         verdict = [_made("backend", "unproved", f"no line says that {want.backend} was opened", None)]
         return verdict if want.backend else []
@@ -198,6 +207,7 @@ def _fabric(want: Want, logs: Sequence[LogFacts], backend: str | None) -> list[C
         text = "no line names a provider or a lane to another process"
         return [_made("fabric", "unproved", text, None, LEVELS)]
     named = " and ".join(dict.fromkeys(_carrier(fact) for fact, _ in known))
+    messages = [fact for fact, fabric in known if fabric in ("efa", "ib") and fact.value.endswith(BY_MESSAGES)]
     if want.fabric is None:
         claim = _made("fabric", "proved", f"over {named}", known[0][0], _fix(known))
     elif wrong := [(fact, fabric) for fact, fabric in known if fabric != want.fabric]:
@@ -209,10 +219,24 @@ def _fabric(want: Want, logs: Sequence[LogFacts], backend: str | None) -> list[C
         others = ", ".join(dict.fromkeys(fact.value for fact in beside[:8]))
         text = f"{claim.text}, or over {others}: UCX opened these too"
         claim = _made("fabric", "unproved", text, beside[0], "UCX_PROTO_INFO=y at the workers says which one carries")
+    if messages and not emulated:
+        return [claim, _by_messages(messages)]
     if not emulated:
         return [claim]
     verdict: Verdict = "proved" if want.fabric in (None, "tcp") else "contradicted"
-    return [claim, _made("remote memory", verdict, emulated[0].value, emulated[0], FIXES["emulated"])]
+    return [claim, _made(REMOTE, verdict, emulated[0].value, emulated[0], FIXES["emulated"])]
+
+
+def _by_messages(lanes: Sequence[Fact]) -> Claim:
+    """Lanes of a fast fabric that carry remote memory by messages. UD can do no other; of the others a `cfg#` line also
+    says so where only large READs and WRITEs are the device's own."""
+    for fact in lanes:
+        if fact.value.startswith("ud"):
+            fix = FIXES["ud"] if "/rdmap" in fact.value else FIXES["emulated"]
+            text = f"{fact.value}: datagrams have no READ or WRITE, UCX emulates both in software"
+            return _made(REMOTE, "contradicted", text, fact, fix)
+    text = f"{lanes[0].value}: UCX may emulate READ and WRITE in software"
+    return _made(REMOTE, "unproved", text, lanes[0], FIXES["proto"])
 
 
 def _fix(carriers: Sequence[tuple[Fact, Fabric | None]]) -> str | None:
@@ -273,6 +297,21 @@ def _handshakes(logs: Sequence[LogFacts], all_seen: Seen) -> list[Claim]:
     return [_made("handshakes", "proved", text, facts[0])]
 
 
+def _left_out(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
+    """Transports and devices that UCX was told to use and did not find: one WARN line, at its default log level too.
+
+    Without srd there is no EFA; of InfiniBand's another may be there.
+    """
+    found = []
+    for fact in _facts(logs, "fallback", "device_missing"):
+        srd = fact.name == "fallback" and re.search(r"\bsrd\b", fact.value) is not None
+        what = "transport" if fact.name == "fallback" else "network device"
+        text = f"UCX was told to use {what} {fact.value}, which the worker does not have"
+        verdict: Verdict = "contradicted" if srd and want.fabric == "efa" else "unproved"
+        found.append(_made("left out", verdict, text, fact, FIXES["missing"]))
+    return sorted(found, key=lambda claim: claim.verdict)[:1]
+
+
 def _troubles(logs: Sequence[LogFacts]) -> list[Claim]:
     """Lines that mean that something is wrong whatever was asked for."""
     found = []
@@ -280,6 +319,9 @@ def _troubles(logs: Sequence[LogFacts]) -> list[Claim]:
         ("rail_mismatch", "contradicted", "the two sides have different numbers of rails", FIXES["mismatch"]),
         ("no_devices", "contradicted", "libfabric found no network device", FIXES["tcp LIBFABRIC"]),
         ("transfer_error", "unproved", "a rail failed at some time", "look at the peer that ended then"),
+        ("ucx_error", "unproved", "UCX found no way to a peer at some time", "name a transport that both hosts have"),
+        ("agents_max", "unproved", "LIBFABRIC has room for no more agents", "fewer ranks and workers an agent meets"),
+        ("efa_error", "unproved", "the EFA device refused a request", EFA_ERROR_FIX),
         ("kv_expired", "unproved", "prefill gave up KV that nobody fetched in time", "look for slow or lost decodes"),
         ("kv_stale", "unproved", "decode fetched KV that prefill had given up", STALE_FIX),
         (

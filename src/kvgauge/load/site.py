@@ -3,6 +3,7 @@
 There is no proxy in between unless one is given: it would be measured with the target (proxy.py).
 """
 
+import ipaddress
 import socket
 import ssl
 import time
@@ -109,6 +110,18 @@ def site_of(url: str, tls: Tls | None = None, *, headers: Headers = NO_HEADERS, 
         headers=headers,
         proxy=proxy,
     )
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two URLs name one server and one path on it. raises LoadError, see `site_of`"""
+    first, second = site_of(one), site_of(other)
+    if first.port != second.port or first.base.removesuffix("/v1") != second.base.removesuffix("/v1"):
+        return False
+    return first.host.lower() == second.host.lower() or (_loopback(first) and _loopback(second))
+
+
+def _loopback(site: Site) -> bool:
+    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for _, address in site.addresses)
 
 
 def ask(

@@ -54,6 +54,12 @@ def claim(answers: Sequence[Answered], trouble: str | None = None) -> Claim:
     text = f"{differ} of {count} differ from the reference's, which differs from itself in {itself}; {twice}"
     odds = chance(differ, count, itself, count)
     shown = f"{count} greedy prompts; chance of that if both were alike {odds:.2g}"
+    known = {first or "" for _, first, _ in with_reference}
+    if differ <= itself and (len(known) < min(2, count) or known == {""}):
+        one = next(iter(known))[:40]
+        text = f"the reference answers every prompt alike ({one!r}), so equal answers say nothing; {twice}"
+        fix = "name a reference that computes, with --reference and --reference-model"
+        return Claim(name="answers", verdict="unproved", text=text, shown_by=shown, fix=fix)
     if differ <= itself:
         return Claim(name="answers", verdict="proved", text=text, shown_by=shown)
     if odds < SURE:

@@ -6,7 +6,7 @@ import msgspec
 
 from kvgauge.evidence import sums, transport
 from kvgauge.evidence.counters import Counted
-from kvgauge.evidence.efa import EfaMoved
+from kvgauge.evidence.efa import TROUBLES, EfaMoved
 from kvgauge.evidence.logs import LogFacts
 from kvgauge.evidence.sums import Claim, Expected, Geometry, Ledger, Verdict
 from kvgauge.evidence.trtllm import DIGITS_SHARE, SentRow
@@ -61,6 +61,7 @@ def judged(observed: Observed) -> tuple[list[Claim], Verdict, str]:
     claims = [_bytes(observed, wanted, ledger) for ledger in ledgers] if wanted is not None else []
     if wanted is None or not any(not ledger.least for ledger in ledgers):
         claims.insert(0, _no_bytes(observed, ledgers))
+    claims += _efa(observed, wanted)
     claims += _tokens(observed)
     claims += _sources(observed)
     claims += transport.claims(observed.want, observed.logs)
@@ -133,6 +134,29 @@ def _efa_ledger(efa: EfaMoved | None) -> list[Ledger]:
             least=True,
         )
     ]
+
+
+def _efa(observed: Observed, wanted: Expected | None) -> list[Claim]:
+    """Beside the sum: whether LIBFABRIC's bytes went by RDMA, and what the devices counted as errors. UCX's SRD sends
+    messages too, so nothing is asked of it."""
+    efa, found = observed.efa, []
+    if efa is None or wanted is None:
+        return []
+    by_rdma, wire = efa.rdma_bytes, efa.wire_bytes
+    if "UCX" not in (*transport.seen(observed.logs).backends, observed.want.backend) and by_rdma is not None and wire:
+        shown = "rdma_read_bytes, rdma_write_bytes and their receiving sides"
+        if by_rdma >= wanted.low:
+            text = f"at least {by_rdma:,} bytes by RDMA of {wanted.low:,} expected"
+            found.append(Claim(name=RDMA, verdict="proved", text=text, shown_by=shown))
+        elif wire >= wanted.low:
+            text = f"{by_rdma:,} bytes by RDMA of {wanted.low:,} expected, while {wire:,} passed: reads and writes are "
+            text += "emulated by messages, or other traffic passed here and the KV did not"
+            found.append(Claim(name=RDMA, verdict="unproved", text=text, shown_by=shown,
+                               fix="FI_EFA_USE_DEVICE_RDMA=1 (or unset), on devices that have it"))  # fmt: skip
+    if troubles := [f"{name} {efa.totals[name]:,}" for name in TROUBLES if efa.totals.get(name)]:
+        text = f"the EFA devices of this host counted {', '.join(troubles)} meanwhile"
+        found.append(Claim(name="EFA errors", verdict="unproved", text=text, shown_by="hw_counters of its ports"))
+    return found
 
 
 def _no_bytes(observed: Observed, ledgers: Sequence[Ledger]) -> Claim:
@@ -208,6 +232,7 @@ def _sources(observed: Observed) -> list[Claim]:
 
 ENGINES = ("vLLM", "SGLang", "NIXL")
 STALE = "KV caches"
+RDMA = "EFA RDMA"
 
 
 def _verdict(observed: Observed, claims: Sequence[Claim], ledgers: Sequence[Ledger]) -> Verdict:
@@ -218,6 +243,8 @@ def _verdict(observed: Observed, claims: Sequence[Claim], ledgers: Sequence[Ledg
     required = {name for field, name in WANTS.items() if getattr(observed.want, field) is not None}
     required |= {"answers"} if observed.answers_wanted else set()
     required |= {claim.name for claim in claims if claim.name == STALE}
+    if observed.want.fabric not in (None, "tcp"):  # a fast fabric is asked for its remote memory access
+        required |= {claim.name for claim in claims if claim.name in (RDMA, transport.REMOTE)}
     of = {claim.name: claim.verdict for claim in claims}
     bytes_proved = any(of.get(name) == "proved" for name in full)
     return "proved" if bytes_proved and all(of.get(name) == "proved" for name in required) else "unproved"

@@ -87,12 +87,12 @@ class Scrape(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[Change]
 
 
-def metrics_url(url: str, proxy: Proxy | None = None) -> str:
+def metrics_url(url: str, proxy: Proxy | None = None, flag: str = "--metrics-url") -> str:
     """A URL whose path is left out means /metrics. raises UsageError for what cannot be scraped."""
     try:
         site = site_of(url, proxy=proxy)
     except LoadError as error:
-        raise UsageError(f"--metrics-url: {error}") from None
+        raise UsageError(f"{flag}: {error}") from None
     return url if site.base else f"{url.rstrip('/')}/metrics"
 
 

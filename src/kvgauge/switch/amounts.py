@@ -23,8 +23,8 @@ class Carried:
     unusable: bool = False
 
 
-def over_ucx(tls: str | None, devices: str | None = None) -> Carried:
-    """What UCX_TLS and UCX_NET_DEVICES amount to; None: not set."""
+def over_ucx(tls: str | None, devices: str | None = None, pod: str | None = None) -> Carried:
+    """What UCX_TLS and UCX_NET_DEVICES amount to; None: not set. pod: whose devices it has, efa or ib, where known."""
     words = _words(tls)
     if words == ["all"] or not words or words[0].startswith("^"):
         without = {w.removeprefix("^") for w in words} if words and words[0].startswith("^") else set()
@@ -40,17 +40,28 @@ def over_ucx(tls: str | None, devices: str | None = None) -> Carried:
             )
         tail = ", tcp where it finds no better, without an error" if fallback else ""
         return Carried(fabric=None, fallback=fallback, says=f"UCX takes the fastest transport it finds{tail}")
-    return _listed(words, tls or "", devices)
+    return _listed(words, tls or "", devices, pod)
 
 
-def _listed(words: list[str], tls: str, devices: str | None) -> Carried:
+def _listed(words: list[str], tls: str, devices: str | None, pod: str | None) -> Carried:
     tcp = "tcp" in words
-    if "srd" in words:
+    kind = _by_device(devices) or pod
+    names = expand(",".join(words))[1] & RDMA
+    if lacking := _without_devices(names, kind):
+        if tcp:
+            return Carried(fabric="tcp", fallback=False, says=f"UCX_TLS={tls}: {lacking}, which leaves tcp")
+        return Carried(
+            fabric=None,
+            fallback=False,
+            says=f"UCX_TLS={tls}: {lacking}, so no way between hosts is left",
+            unusable=True,
+        )
+    if "srd" in words and kind != "ib":
         fabric = "efa"
     elif expand(",".join(word for word in words if word != "ib"))[1] & (RDMA - {"srd"}):
-        fabric = "efa" if _by_device(devices) == "efa" else "ib"
+        fabric = "efa" if kind == "efa" else "ib"
     elif "ib" in words:
-        fabric = _by_device(devices) or ""
+        fabric = kind or ""
     elif tcp:
         return Carried(fabric="tcp", fallback=False, says=f"UCX_TLS={tls} allows tcp alone between hosts")
     else:
@@ -62,11 +73,24 @@ def _listed(words: list[str], tls: str, devices: str | None) -> Carried:
     says = f"UCX_TLS={tls}"
     if fabric == "efa" and "srd" not in words and "ib" not in words:
         says += " on EFA means ud_verbs, not SRD: measured at 0.18 GB/s against 10"
+        if any(word.startswith(("rc", "dc")) for word in words):
+            says += " (EFA has no RC)"
     elif not fabric:
         says += ": InfiniBand verbs, and EFA's SRD since UCX 1.20"
     if tcp:
         says += "; tcp is allowed too, and taken without an error where the other is missing"
     return Carried(fabric=fabric or None, fallback=tcp, says=says)
+
+
+def _without_devices(names: frozenset[str], kind: str | None) -> str | None:
+    """Why none of these RDMA transports can run on devices of that kind; None where one can, or nothing is known."""
+    if not names or kind not in ("efa", "ib"):
+        return None
+    if kind == "efa" and not names & {"srd", "ud_verbs"}:
+        return "EFA has no RC, DC or mlx5"
+    if kind == "ib" and names == {"srd"}:
+        return "srd is EFA's, and the devices are no EFA"
+    return None
 
 
 def _words(value: str | None) -> list[str]:

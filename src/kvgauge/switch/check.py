@@ -10,12 +10,14 @@ import yaml
 
 from kvgauge.switch import table
 from kvgauge.switch.amounts import Carried, over_libfabric, over_ucx
-from kvgauge.switch.arguments import backends_named, role_of, set_in_shell, transceiver
+from kvgauge.switch.arguments import backends_named, role_of, set_in_shell, transceiver, values
 from kvgauge.switch.places import Manifest, Place, Variables, get, text_at
 from kvgauge.switch.profiles import Remark, about
 from kvgauge.switch.variables import VARIABLES
 
 BEYOND = "(from elsewhere)"
+EFA_DEVICE = "vpc.amazonaws.com/efa"
+_NO = ("0", "off", "false", "no", "n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Settings:
     outside: tuple[tuple[str, str], ...] = ()
     role: str | None = None
     command_line: bool = True
+    ib_device: bool = False  # SGLang's --disaggregation-ib-device, which Mooncake alone reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,13 @@ def settings_of(manifest: Manifest, place: Place, engine: str | None) -> Setting
     for kind, name in place.outside:
         data = get(manifest.config_maps.get(name), "data") if kind == "ConfigMap" else None
         for key, value in getattr(data, "value", []):
-            if key.value in VARIABLES:
+            if is_known(str(key.value)):
                 environment[str(key.value)] = str(value.value)
     for variables in reversed(place.variables):  # the first list wins
         environment |= known(variables)
     for word in place.words:
         name, equals, value = word.text.partition("=")
-        if equals and name in VARIABLES and set_in_shell((word,), name):
+        if equals and is_known(name) and set_in_shell((word,), name):
             environment[name] = value
     return Settings(
         where=place.name,
@@ -81,6 +84,7 @@ def settings_of(manifest: Manifest, place: Place, engine: str | None) -> Setting
         devices=place.devices,
         outside=place.outside,
         role=role_of(place),
+        ib_device=next(values(place.words, "--disaggregation-ib-device"), None) is not None,
     )
 
 
@@ -115,10 +119,15 @@ def known(variables: Variables) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in variables.entries.value if variables.entries is not None else []:
         name = text_at(entry, "name")
-        if name in VARIABLES:
+        if name is not None and is_known(name):
             value = text_at(entry, "value")
             found[name] = BEYOND if value is None and get(entry, "valueFrom") is not None else value or ""
     return found
+
+
+def is_known(name: str) -> bool:
+    """Whether we have a word to say about this variable: ours by name, or by whose it looks like."""
+    return name in VARIABLES or name.startswith(("NIXL_", "FI_EFA_"))
 
 
 def check(settings: Settings, fabric: str | None = None) -> Amount:
@@ -127,16 +136,15 @@ def check(settings: Settings, fabric: str | None = None) -> Amount:
     remarks = list(found)
     env = settings.environment
     carried = None
-    if backend == "UCX":
-        carried = over_ucx(env.get("UCX_TLS"), env.get("UCX_NET_DEVICES"))
-    elif backend == "LIBFABRIC":
-        carried = over_libfabric(env.get("FI_PROVIDER"))
+    if backend in table.BACKENDS:
+        carried = _carried(settings, backend)
     else:
-        remarks += _if_used(env)
+        remarks += _if_used(settings)
     for name in env:
         remarks += about(name, settings.engine)
     remarks += _named_otherwise(settings, backend)
     remarks += _fabric(settings, backend, carried, fabric)
+    remarks += _traps(settings, backend, carried)
     for kind, name in settings.outside:
         says = f"variables may also come from {kind} {name}, which this file does not show"
         remarks.append(Remark(level="note", about=name, says=says))
@@ -157,7 +165,7 @@ def _backend(settings: Settings) -> tuple[str | None, str, list[Remark]]:
         if len(set(named)) > 1:
             says = f"{table.VLLM_FLAG} names {' and '.join(named)}: NIXL then chooses for each transfer"
             return None, says, [Remark(level="contradiction", about="backends", says=says, source=table.VLLM_SOURCE)]
-        return named[0], f"{table.VLLM_FLAG}: backends", []
+        return named[0], f"{table.VLLM_FLAG}: backends", _misspelt(named[0], "backends")
     if named:
         return _past_nixl(engine, named[0])
     selector = table.SELECTORS[engine]
@@ -179,19 +187,44 @@ def _backend(settings: Settings) -> tuple[str | None, str, list[Remark]]:
         says = f"{selector}={value} is not one of UCX, LIBFABRIC (in capitals): TensorRT-LLM falls back to UCX"
         source = VARIABLES[selector].source
         return "UCX", says, [Remark(level="contradiction", about=selector, says=says, source=source)]
-    return value or "UCX", f"{selector}={value}" if value else f"{selector} is not set: UCX", []
+    because = f"{selector}={value}" if value else f"{selector} is not set: UCX"
+    return value or "UCX", because, _misspelt(value or "UCX", selector)
 
 
-def _if_used(env: dict[str, str]) -> list[Remark]:
+def _misspelt(name: str, about_it: str) -> list[Remark]:
+    if name in table.BACKENDS or name.upper() not in table.BACKENDS:
+        return []
+    says = f"{name}: NIXL's plugins are called UCX and LIBFABRIC, in capitals; it warns that there is no {name} and "
+    says += "goes on without it"
+    return [Remark(level="contradiction", about=about_it, says=says, source="nixl 1.5.1 _api.py, missing plugin")]
+
+
+def _carried(settings: Settings, backend: str) -> Carried:
+    """Values that only the cluster knows leave the fabric open."""
+    env = settings.environment
+    if backend == "LIBFABRIC":
+        name = "FI_PROVIDER"
+        if env.get(name) != BEYOND:
+            return over_libfabric(env.get(name))
+    else:
+        name = "UCX_TLS"
+        devices = env.get("UCX_NET_DEVICES")
+        if env.get(name) != BEYOND:
+            return over_ucx(env.get(name), None if devices == BEYOND else devices, _pod_kind(settings.devices))
+    return Carried(fabric=None, fallback=False, says=f"{name} comes from a ConfigMap, Secret or field, unseen here")
+
+
+def _if_used(settings: Settings) -> list[Remark]:
     """What the transports' own variables come to, whichever of them is used."""
+    env = settings.environment
     remarks = []
     if "UCX_TLS" in env or "UCX_NET_DEVICES" in env:
-        carried = over_ucx(env.get("UCX_TLS"), env.get("UCX_NET_DEVICES"))
+        carried = _carried(settings, "UCX")
         tcp = carried.fabric == "tcp"
         says = f'this "UCX" is in truth TCP: {carried.says}' if tcp else f"over UCX: {carried.says}"
         remarks.append(Remark(level="warning" if tcp or carried.fallback else "note", about="UCX_TLS", says=says))
     if "FI_PROVIDER" in env:
-        says = f"over LIBFABRIC: {over_libfabric(env['FI_PROVIDER']).says}"
+        says = f"over LIBFABRIC: {_carried(settings, 'LIBFABRIC').says}"
         remarks.append(Remark(level="note", about="FI_PROVIDER", says=says))
     return remarks
 
@@ -246,7 +279,7 @@ def _fabric(settings: Settings, backend: str | None, carried: Carried | None, fa
         return []
     about_it = "UCX_TLS" if backend == "UCX" else "FI_PROVIDER"
     remarks = []
-    faster = [d for d in settings.devices if d == "vpc.amazonaws.com/efa" or d.startswith("rdma/")]
+    faster = [d for d in settings.devices if d == EFA_DEVICE or d.startswith("rdma/")]
     tcp_in_truth = carried.fabric == "tcp"
     if backend == "UCX" and tcp_in_truth and fabric != "tcp":
         says = f'this "UCX" is in truth TCP: {carried.says}'
@@ -267,6 +300,37 @@ def _fabric(settings: Settings, backend: str | None, carried: Carried | None, fa
         source = "anyscale/ray-serve-llm-perf-examples docs/DEBUGGING.md"
         remarks.append(Remark(level="warning", about=about_it, says=carried.says, source=source))
     return remarks
+
+
+def _pod_kind(devices: tuple[str, ...]) -> str | None:
+    """efa or ib, where a pod asks for devices of one kind."""
+    kinds = {"efa" if device == EFA_DEVICE else "ib" for device in devices}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _traps(settings: Settings, backend: str | None, carried: Carried | None) -> list[Remark]:
+    """Settings that agree with each other and still end badly."""
+    env, found = settings.environment, []
+    efa = backend == "LIBFABRIC" and carried is not None and carried.fabric == "efa"
+    if efa and _pod_kind(settings.devices) == "ib":
+        says = f"{carried.says if carried else ''}, and the pod asks for {settings.devices[0]} and no {EFA_DEVICE}"
+        found.append(Remark(level="contradiction", about="FI_PROVIDER", says=says))
+    if efa and env.get("FI_EFA_USE_DEVICE_RDMA", "").lower() in _NO:
+        says = "0: reads and writes are emulated in software by sends; unset it, or 1"
+        found.append(Remark(level="warning", about="FI_EFA_USE_DEVICE_RDMA", says=says, source="fi_efa(7)"))
+    if efa and env.get("FI_EFA_ENABLE_SHM_TRANSFER", "1") not in (*_NO, BEYOND):
+        says = "not 0: its shared memory provider was seen to break the registration of GPU memory"
+        source = VARIABLES["FI_EFA_ENABLE_SHM_TRANSFER"].source
+        found.append(Remark(level="warning", about="FI_EFA_ENABLE_SHM_TRANSFER", says=says, source=source))
+    if settings.engine == "trtllm" and "NIXL_PLUGIN_DIR" in env:
+        known_variable = VARIABLES["NIXL_PLUGIN_DIR"]
+        says, source = known_variable.says, known_variable.source
+        found.append(Remark(level="warning", about=known_variable.name, says=says, source=source))
+    if settings.engine == "sglang" and settings.ib_device and backend == "UCX" and "UCX_NET_DEVICES" not in env:
+        says = "Mooncake alone reads it: NIXL takes UCX_NET_DEVICES, without which a first request hung for 300 s"
+        source = "sgl-project/sglang#28737"
+        found.append(Remark(level="warning", about="--disaggregation-ib-device", says=says, source=source))
+    return found
 
 
 def across(amounts: list[Amount]) -> list[Remark]:

@@ -49,7 +49,8 @@ def content_end(source: str, node: yaml.Node) -> int:
 
 
 def list_of(place: Place, index: int) -> tuple[str, int]:
-    return (place.graph if place.variables[index].shared else place.name, index)
+    """What tells a list from others: services that have no main container hold the graph's own at another index."""
+    return (place.graph, -1) if place.variables[index].shared else (place.name, index)
 
 
 def plan(manifest: Manifest, place: Place, want: Wanted, *, selective: bool) -> list[tuple[Edit, Change]]:

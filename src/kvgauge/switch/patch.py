@@ -75,6 +75,7 @@ def switched(text: str, asked: Asked) -> Patched:
         was = marked & {place.name, place.graph}
         if amount.clean == asked.backend and not asked.overwrite:
             done.append(_kept(place, amount, put_back=bool(was)))
+            remarks += [r for r in amount.remarks if r.level in ("contradiction", "warning") and r not in remarks]
             continue
         want = wanted(engine, asked.backend, asked.fabric, asked.profile, net_devices=asked.net_devices)
         place_edits, place_changes, place_words = _edits(manifest, place, want, amount, selective=bool(asked.services))

@@ -338,11 +338,21 @@ def _items(node: yaml.Node | None) -> list[yaml.Node]:
 
 
 def get(node: yaml.Node | None, *path: str) -> yaml.Node | None:
+    """What stands there, by a merge (<<) too."""
     for key in path:
         if not isinstance(node, yaml.MappingNode):
             return None
-        node = next((value for name, value in node.value if name.value == key), None)
+        node = next((value for name, value in node.value if name.value == key), None) or _merged(node, key)
     return node
+
+
+def _merged(node: yaml.MappingNode, key: str) -> yaml.Node | None:
+    """Of several mappings the first that has the key. Aliases that hold themselves were refused before."""
+    merge = next((value for name, value in node.value if name.value == "<<"), None)
+    for source in merge.value if isinstance(merge, yaml.SequenceNode) else [merge]:
+        if isinstance(source, yaml.MappingNode) and (found := get(source, key)) is not None:
+            return found
+    return None
 
 
 def text_at(node: yaml.Node | None, *path: str) -> str | None:

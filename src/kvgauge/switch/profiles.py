@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kvgauge.failures import UsageError
 from kvgauge.switch import table
 from kvgauge.switch.amounts import over_ucx
-from kvgauge.switch.variables import VARIABLES
+from kvgauge.switch.variables import VARIABLES, efa_reads, nixl_reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,8 @@ def wanted(
     if net_devices is not None:
         if backend != "UCX":
             raise UsageError("--net-devices sets UCX_NET_DEVICES, which LIBFABRIC does not read")
+        if not net_devices.strip():
+            raise UsageError("--net-devices names no device; say, for example, mlx5_0:1, or leave it out")
         environment["UCX_NET_DEVICES"] = net_devices
     if profile == "reference":
         removed = [name for name in table.REFERENCE[other] if name not in own]
@@ -165,7 +167,7 @@ def about(name: str, engine: str | None) -> list[Remark]:
     """That nobody reads this variable, that this engine does not, or that it has no effect; else nothing."""
     known = VARIABLES.get(name)
     if known is None:
-        return []
+        return _unknown(name)
     if not known.reader:
         says = f"nobody reads it: {known.says}"
     elif engine in table.NAMES and known.reader in table.NAMES.values() and known.reader != table.NAMES[engine]:
@@ -175,3 +177,14 @@ def about(name: str, engine: str | None) -> list[Remark]:
     else:
         return []
     return [Remark(level="note", about=name, says=says, source=known.source)]
+
+
+def _unknown(name: str) -> list[Remark]:
+    """A name that begins as NIXL's or the EFA provider's and is none of theirs."""
+    if name.startswith("FI_EFA_") and not efa_reads(name):
+        says = "libfabric's EFA provider reads no such variable: a misspelling?"
+        return [Remark(level="note", about=name, says=says, source="ofiwg/libfabric prov/efa/src/efa_env.c")]
+    if name.startswith("NIXL_") and not nixl_reads(name):
+        says = "no NIXL that kvgauge knows reads it: a misspelling?"
+        return [Remark(level="note", about=name, says=says, source="NIXL 8770b655")]
+    return []

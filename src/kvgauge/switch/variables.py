@@ -132,6 +132,14 @@ VARIABLES = {
             source="SGLang python/sglang/srt/environ.py; since PR 17146 (2026-01)",
         ),
         Variable(
+            name="NIXL_PLUGIN_DIR",
+            side="",
+            reader="NIXL",
+            says="takes the place of the plugins beside libnixl; TensorRT-LLM bundles a NIXL of its own, to whose core "
+            "plugins of another build do not fit",
+            source="Dynamo TensorRT-LLM kv-cache-transfer page",
+        ),
+        Variable(
             name="FI_PROVIDER",
             side="LIBFABRIC",
             reader="libfabric",

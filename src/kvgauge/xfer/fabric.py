@@ -32,8 +32,10 @@ def environment(
     gpu: bool = False,
 ) -> dict[str, str]:
     """Variables of a worker. raises UsageError for a fabric this backend does not have"""
+    if fabric == "cuda" and memory == "DRAM":
+        raise UsageError("fabric cuda carries GPU memory alone: say --memory vram, or --fabric tcp, shm or any")
     if fabric in _UCX_TLS and backend != "UCX":
-        if fabric == "shm" or memory == "DRAM":
+        if fabric == "shm":
             raise UsageError(f"{backend} has no fabric {fabric}: take --fabric tcp, or any")
         fabric = "any"  # GPU memory needs a provider that can reach it; only the machine's own may
     if fabric == "tcp":

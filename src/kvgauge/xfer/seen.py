@@ -78,6 +78,8 @@ def off_fabric(fabric: str, evidence: dict[str, str]) -> tuple[str, ...]:
     if fabric == "shm" and (not rows or "tcp/" in rows):
         seen = f"moves it otherwise ({rows})" if rows else "does not say how it moves it"
         return (f"fabric shm was asked for, and UCX {seen}",)
+    if fabric == "cuda" and rows and "cuda_ipc/" not in rows:
+        return (f"fabric cuda was asked for, and UCX moves it otherwise ({rows})",)
     return ()
 
 
