@@ -109,6 +109,10 @@ def claims(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
         *_left_out(want, logs),
         *_troubles(logs),
     ]
+    silent = [log for log in logs if not log.facts]
+    if silent and len(silent) < len(logs):
+        names = ", ".join(f"{log.process} ({log.lines} lines)" for log in silent[:8])
+        found.append(_made("log", "unproved", f"nothing about a transport in {names}", None, LEVELS))
     cut = [log.cut for log in logs if log.cut]
     return found + [
         Claim(name="log", verdict="unproved", text=f"not all of it was read: {cut[0]}", shown_by="--log")
