@@ -349,6 +349,7 @@ def test_what_switch_says_nobody_reads_doctor_says_too_with_what_to_use(tmp_path
         ),  # 10024
         ({"TRTLLM_NIXL_KVCACHE_BACKEND": "LIBFABRIC", "TRTLLM_USE_UCX_KVCACHE": "1"}, "past_nixl", "warning"),
         ({"SGLANG_DISAGGREGATION_NIXL_BACKEND": "libfabric"}, "sglang_backend", "warning"),
+        ({"DYN_KVBM_NIXL_BACKEND_LIBFABRIC": "true"}, "idle", "note"),
         ({"FI_LOG_LEVEL": "debug"}, "log_level", "warning"),
         ({"NIXL_TELEMETRY_ENABLE": "n"}, "telemetry", "note"),
         ({"NIXL_LIBFABRIC_STRIPING_THRESHOLD": "1"}, "unread", "note"),

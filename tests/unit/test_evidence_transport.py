@@ -188,6 +188,21 @@ def test_without_logs_and_without_lines_nothing_is_claimed():
     assert set(found) == {"backend", "fabric", "rails", "GPUDirect"}
 
 
+def test_a_provider_of_another_network_is_no_infiniband_from_source():
+    """ai-dynamo/nixl libfabric_common.cpp: cxi (Slingshot) is tried first"""
+    slingshot = scanned(EFA[0], HEAD + "Created 4 rails using provider=cxi")
+    assert by_name(Want(fabric="ib"), slingshot)["fabric"].verdict == "contradicted"
+    assert by_name(Want(), slingshot)["fabric"].text.startswith("over cxi, which is none of")
+
+
+def test_a_log_that_says_nothing_is_named_beside_those_that_do():
+    found = claims(Want(), [*scanned(*EFA), logs.scan(["hello", "world"], "decode.log"), logs.scan([], "empty.log")])
+    (silent,) = [claim for claim in found if claim.name == "log"]
+    assert (silent.verdict, silent.text) == (
+        "unproved", "nothing about a transport in decode.log (2 lines), empty.log (0 lines)"
+    )  # fmt: skip
+
+
 def test_a_log_that_was_not_read_whole_is_told():
     found = by_name(Want(), [logs.scan(EFA, "w", "4 MiB in the middle were not read")])
     assert found["log"].verdict == "unproved"

@@ -1,7 +1,8 @@
 import pytest
 
 from kvgauge.failures import LoadError
-from kvgauge.load.site import site_of
+from kvgauge.load import site as sites
+from kvgauge.load.site import same_server, site_of
 
 
 def test_a_base_path_comes_before_the_api_and_v1_is_not_said_twice():
@@ -46,3 +47,19 @@ def test_a_password_in_the_url_is_refused_and_not_repeated():
     with pytest.raises(LoadError) as caught:
         site_of("http://me:hunter2@127.0.0.1:8000")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "do"), [(401, "--api-key-env"), (403, "--api-key-env"), (404, "name the model")])
+def test_a_list_of_models_that_is_refused_says_what_to_do(monkeypatch, status, do):
+    monkeypatch.setattr(sites, "ask", lambda *_: (status, b'{"error": {"message": "no"}}'))
+    with pytest.raises(LoadError, match=f"HTTP {status}: no; .*{do}"):
+        sites.models("http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [("http://127.0.0.1:8000", True), ("http://localhost:8000/v1/", True), ("http://127.0.0.1:8001", False),
+     ("http://127.0.0.1:8000/whole", False), ("http://192.0.2.7:8000", False)],
+)  # fmt: skip
+def test_two_urls_of_one_server_are_known_as_such(other, same):
+    assert same_server("http://127.0.0.1:8000/v1", other) is same

@@ -168,6 +168,13 @@ EFA = {"FI_PROVIDER": "efa", "FI_EFA_ENABLE_SHM_TRANSFER": "0"}
         ("vllm", {"FI_PROVIDER": "efa"}, {"named": ["LIBFABRIC"]}, "warning", "registration of GPU memory"),
         ("trtllm", {"NIXL_PLUGIN_DIR": "/opt/nixl"}, {}, "warning", "bundles a NIXL of its own"),
         ("sglang", {"UCX_TLS": "rc"}, {"ib_device": True}, "warning", "Mooncake alone reads it"),
+        (
+            "vllm",
+            {"DYN_KVBM_NIXL_BACKEND_LIBFABRIC": "true"},
+            {},
+            "note",
+            "the transfer from prefill to decode does not",
+        ),
         ("vllm", {"FI_EFA_FOO": "1"}, {}, "note", "reads no such variable"),
         ("vllm", {"NIXL_LIBFABRIC_STRIPING_THRESHOLD": "1"}, {}, "note", "no NIXL that kvgauge knows reads it"),
     ],

@@ -11,7 +11,16 @@ from kvgauge.doctor.records import Facts, Finding, Level
 from kvgauge.switch.table import CONFLICT_10024, PAST_NIXL
 from kvgauge.switch.variables import NOBODY, VARIABLES, efa_reads, nixl_reads
 
-PREFIXES = ("UCX_", "FI_", "NIXL_", "TRTLLM_NIXL_", "TRTLLM_USE_", "SGLANG_DISAGGREGATION_NIXL_", "VLLM_NIXL_")
+PREFIXES = (
+    "UCX_",
+    "FI_",
+    "NIXL_",
+    "TRTLLM_NIXL_",
+    "TRTLLM_USE_",
+    "DYN_KVBM_NIXL_",
+    "SGLANG_DISAGGREGATION_NIXL_",
+    "VLLM_NIXL_",
+)
 OTHERS = ("LD_LIBRARY_PATH", "LD_PRELOAD", "KUBERNETES_SERVICE_HOST", "RDMAV_FORK_SAFE", "IBV_FORK_SAFE")
 SECRETIVE = ("ENDPOINT", "TOKEN", "PASSWORD", "KEY")
 

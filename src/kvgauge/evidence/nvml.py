@@ -1,7 +1,6 @@
 """What NVML says of the GPUs of a host, in the words of `nvidia-smi --query-gpu=... --format=csv`. Pure.
 
 nvidia-smi --query-gpu=index,name,driver_version,memory.used,memory.total --format=csv,noheader,nounits
-nvidia-smi nvlink --status
 """
 
 import csv

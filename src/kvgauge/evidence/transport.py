@@ -16,7 +16,7 @@ from kvgauge.plan.records import Backend, Fabric
 
 _CLASSES: tuple[tuple[Fabric, re.Pattern[str]], ...] = (
     ("efa", re.compile(r"efa|srd/|ud_verbs/rdmap")),
-    ("ib", re.compile(r"verbs|(rc|dc|ud)(_mlx5|_verbs)?/|cxi")),
+    ("ib", re.compile(r"verbs|(rc|dc|ud)(_mlx5|_verbs)?/")),
     ("tcp", re.compile(r"tcp|sockets")),
     ("cuda", re.compile(r"cuda_ipc/")),
     ("shm", re.compile(r"(cma|knem|xpmem|posix|sysv)/|shm")),
@@ -109,6 +109,10 @@ def claims(want: Want, logs: Sequence[LogFacts]) -> list[Claim]:
         *_left_out(want, logs),
         *_troubles(logs),
     ]
+    silent = [log for log in logs if not log.facts]
+    if silent and len(silent) < len(logs):
+        names = ", ".join(f"{log.process} ({log.lines} lines)" for log in silent[:8])
+        found.append(_made("log", "unproved", f"nothing about a transport in {names}", None, LEVELS))
     cut = [log.cut for log in logs if log.cut]
     return found + [
         Claim(name="log", verdict="unproved", text=f"not all of it was read: {cut[0]}", shown_by="--log")
@@ -203,6 +207,10 @@ def _fabric(want: Want, logs: Sequence[LogFacts], backend: str | None) -> list[C
     emulated = [fact for fact, _ in carriers if "software emulation" in fact.value]
     by_lanes = any(fact.name.startswith("lane") for fact, _ in known)
     beside = _facts(logs, "lane_beside") if by_lanes else []
+    other = [fact for fact, fabric in carriers if fabric is None and fact.name == "provider"]
+    if not known and other:
+        text = f"over {other[0].value}, which is none of efa, ib, tcp and sockets"
+        return [_made("fabric", "unproved" if want.fabric is None else "contradicted", text, other[0])]
     if not known:
         text = "no line names a provider or a lane to another process"
         return [_made("fabric", "unproved", text, None, LEVELS)]

@@ -217,7 +217,8 @@ def models(url: str, *, tls: Tls | None = None, headers: Headers = NO_HEADERS, p
     except OSError as error:
         raise LoadError(f"{url} does not answer: {error.strerror or error}; is the server up?") from None
     if status != 200:
-        raise LoadError(f"{url}/v1/models answered HTTP {status}: {error_message(body)}; name the model yourself")
+        do = "send its key with --api-key-env or --header-env" if status in (401, 403) else "name the model yourself"
+        raise LoadError(f"{url}/v1/models answered HTTP {status}: {error_message(body)}; {do}")
     try:
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except UNREADABLE as error:

@@ -131,6 +131,17 @@ VARIABLES = {
             says="UCX (default), LIBFABRIC or another plugin",
             source="SGLang python/sglang/srt/environ.py; since PR 17146 (2026-01)",
         ),
+        *(
+            Variable(
+                name=f"DYN_KVBM_NIXL_BACKEND_{name}",
+                side="",
+                reader="Dynamo's KVBM",
+                says="its offloading of blocks takes it, the transfer from prefill to decode does not",
+                source="Dynamo docs, KVBM",
+                idle=True,
+            )
+            for name in ("UCX", "LIBFABRIC")
+        ),
         Variable(
             name="NIXL_PLUGIN_DIR",
             side="",
