@@ -120,6 +120,11 @@ def test_only_the_transports_own_variables_pass():
         (["--listen", "0.0.0.0:1"], "every interface"),
         (["--connect", "127.0.0.1:1"], "set KVGAUGE_XFER_TOKEN"),
         (["--core", "1.5.0", "--block-size", "64"], "--core goes with --build FOLDER"),
+        (["--count", "8"], "--count says how many blocks of --block-size"),
+        (["--block-size", "64", "--tokens", "128"], "--tokens is of a model's KV"),
+        (["--block-size", "64", "--kv-dtype", "fp8"], "--kv-dtype is of a model's KV"),
+        (["--peers", "3"], "--scheme many-to-one or one-to-many"),
+        (["--device", "1"], "goes with --memory vram"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_starts_nothing(argv, said, capsys, monkeypatch):

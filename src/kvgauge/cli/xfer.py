@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvgauge.cli import values
+from kvgauge.cli import xfer_flags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,58 +29,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "times connecting, registering, preparing, posting and completing; compares every byte; and measures beside it "
         "what memory and a plain TCP stream of the same machine can do. Several values of a flag are swept.",
     )
-    what = parser.add_argument_group("what is moved")
-    what.add_argument("--model", type=values.words, default=(), metavar="NAME[:TP][,...]",
-                      help="paged KV of these models (Qwen3-0.6B, Llama-3.1-8B, Llama-3.1-70B:8)")  # fmt: skip
-    what.add_argument(
-        "--tokens", type=values.whole_numbers, default=(512,), metavar="N[,...]", help="of a prompt (512)"
-    )
-    what.add_argument("--block-tokens", type=int, default=16, metavar="N", help="in a KV block (16)")
-    what.add_argument("--tp", type=int, default=1, metavar="N", help="ranks a side, an agent each (1)")
-    what.add_argument("--layers", type=int, metavar="N", help="only so many of the model's")
-    what.add_argument("--kv-dtype", default="bf16", metavar="TYPE", help="(bf16)")
-    what.add_argument("--block-size", type=values.sizes, default=(), metavar="SIZE[,...]",
-                      help="blocks of no model, e.g. 4KiB,64KiB,1MiB")  # fmt: skip
-    what.add_argument(
-        "--count", type=values.whole_numbers, default=(64,), metavar="N[,...]", help="of them a transfer (64)"
-    )
-    what.add_argument("--pattern", type=values.choice("scattered", "contiguous"), default=("scattered",),
-                      metavar="P[,P]", help="scattered, contiguous (scattered)")  # fmt: skip
-    what.add_argument("--operation", type=values.choice("READ", "WRITE"), default=("READ",), metavar="OP[,OP]",
-                      help="READ, WRITE (READ)")  # fmt: skip
-    what.add_argument("--strategy", type=values.choice("blocks", "gathered"), default=("blocks",), metavar="S[,S]",
-                      help="blocks: as they lie, a descriptor each; gathered: through one buffer (blocks)")  # fmt: skip
-    what.add_argument(
-        "--depth", type=values.whole_numbers, default=(1,), metavar="N[,...]", help="transfers under way (1)"
-    )
-    what.add_argument("--threads", type=values.whole_numbers, default=(1,), metavar="N[,...]",
-                      help="Python threads of an initiator, each with agents of its own (1)")  # fmt: skip
-    what.add_argument("--scheme", default="pairwise", metavar="S", help="pairwise, many-to-one, one-to-many (pairwise)")
-    what.add_argument("--peers", type=int, default=2, metavar="N", help="processes on the side that is many (2)")
-    what.add_argument("--memory", choices=("dram", "vram"), default="dram", help="both sides' (dram)")
-    what.add_argument("--device", type=values.whole_numbers, default=(0,), metavar="N[,M]",
-                      help="GPU of initiators, and of targets on this host (0)")  # fmt: skip
-    how = parser.add_argument_group("how")
-    how.add_argument("--backend", choices=("UCX", "LIBFABRIC", "both"), default="both", help="(both, interleaved)")
-    how.add_argument("--build", default="1.5.0", metavar="V|WHEEL|FOLDER",
-                     help="a NIXL version, a wheel, or a folder of plugins with --core (1.5.0)")  # fmt: skip
-    how.add_argument("--core", metavar="V|DIR", help="what opens the plugins of that folder")
-    how.add_argument("--fabric", metavar="F", help="tcp, shm, cuda, or any: restrict nothing (tcp; vram: cuda)")
-    how.add_argument("--interface", metavar="NAME", help="of tcp, where another than the one chosen is meant")
-    how.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="for the transports' own settings"
-    )
-    how.add_argument("--progress-thread", action="store_true", help="NIXL's own thread; it takes a core for itself")
-    how.add_argument("--nixl-threads", type=int, default=0, metavar="N", help="NIXL's num_threads of a backend (0)")
-    how.add_argument("--rounds", type=int, default=5, metavar="N", help="fresh processes each; intervals need 2 (5)")
-    how.add_argument("--transfers", type=int, default=100, metavar="N", help="a round at most, of each thread (100)")
-    how.add_argument("--warmup", type=int, default=3, metavar="N", help="transfers before them (3)")
-    how.add_argument("--seconds", type=float, default=2.0, metavar="S", help="a row and round at most (2)")
-    how.add_argument("--timeout", type=float, default=30.0, metavar="S", help="of one transfer (30)")
-    hosts = parser.add_argument_group("two hosts: the same KVGAUGE_XFER_TOKEN in the environment of both")
-    hosts.add_argument("--listen", metavar="[ADDR:]PORT", help="run the targets here (127.0.0.1 unless told)")
-    hosts.add_argument("--connect", metavar="HOST:PORT", help="run the initiators here, everything else is said here")
-    hosts.add_argument("--wait", type=float, default=600.0, metavar="S", help="of --listen, for the other side (600)")
+    xfer_flags.add(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the results there too; - prints them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: below kvgauge-runs/)")
     parser.set_defaults(run=run)
@@ -90,27 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """raises UsageError, BuildError, TargetError, TransferError, SamplesError"""
     from kvgauge.failures import UsageError
 
-    _check(args)
+    xfer_flags.check(args)
     if args.listen is not None and args.connect is not None:
         raise UsageError("--listen runs the targets and --connect the initiators: give one on each host")
     return _listen(args) if args.listen is not None else _measure(args)
-
-
-def _check(args: argparse.Namespace) -> None:
-    from kvgauge.failures import UsageError
-    from kvgauge.xfer.fabric import FABRICS
-
-    for name, low, high in (("rounds", 1, 1000), ("transfers", 1, 10**6), ("warmup", 0, 10**6), ("peers", 1, 64),
-                            ("seconds", 0.01, 3600), ("timeout", 0.1, 3600), ("nixl_threads", 0, 64),
-                            ("wait", 1, 86400)):  # fmt: skip
-        if not low <= getattr(args, name) <= high:
-            raise UsageError(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
-    if args.json is not None and str(args.json) != "-":
-        values.check_writable("--json", args.json)
-    if args.fabric is not None and args.fabric not in FABRICS:
-        raise UsageError(f"unknown fabric {args.fabric!r}: {'; '.join(f'{k}: {v}' for k, v in FABRICS.items())}")
-    if not 1 <= len(args.device) <= 2:
-        raise UsageError("--device: one GPU, or two: of initiators and of targets")
 
 
 def _asked(args: argparse.Namespace) -> "Asked":
