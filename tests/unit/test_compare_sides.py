@@ -296,9 +296,8 @@ def test_a_rank_varies_what_it_is_told_to_and_refuses_what_nobody_knows(tmp_path
 
 def test_a_rank_over_runs_of_one_deployment_says_whom_it_is_about(tmp_path, capsys):
     results = results_of({"A": 100, "B": 80})
-    path = folder(
-        tmp_path, "one", msgspec.structs.replace(results, scope="these deployments only: A: http://a (6 runs)")
-    )
+    results = msgspec.structs.replace(results, scope="these deployments only: A: http://a (6 runs)")
+    path = folder(tmp_path, "one", results)
     assert main(["compare", path, "--all"]) == 0
     assert "a verdict about these deployments only" in " ".join(capsys.readouterr().out.split())
 

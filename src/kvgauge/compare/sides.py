@@ -272,8 +272,8 @@ def _remarks(
     confidence = max(before.values.confidence, after.values.confidence)
     if confidence > CONFIDENCE:
         said.append(
-            f"intervals are at {confidence:.0%}, so that they hold the truth 95 times in 100 although the plan could stop "
-            "once they were narrow (gain_within)"
+            f"intervals are at {confidence:.0%}, so that they hold the truth 95 times in 100 although the plan could "
+            "stop once they were narrow (gain_within)"
         )
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
