@@ -113,7 +113,7 @@ def test_a_difference_that_is_no_experiment_is_refused_by_its_name(change, field
     assert any(remark.startswith(f"varied: {field}") for remark in compared.remarks)
 
 
-@pytest.mark.parametrize("field", ["nodes", "nic", "zone"])
+@pytest.mark.parametrize("field", ["target", "nodes", "nic", "zone"])
 def test_another_node_pair_nic_or_zone_is_refused(field):
     one, other = (results_of({"A": 100}, machine=HERE | {field: value}) for value in ("a", "b"))
     with pytest.raises(UsageError, match=field):
