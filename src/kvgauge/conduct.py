@@ -234,7 +234,12 @@ class Conductor:
         return all((test.name, repetition) in over for test in self._plan.tests)
 
     def _machine(self) -> dict[str, str | int]:
-        return {"kvgauge": self._conditions.kvgauge, **self._conditions.machine}
+        """What a reader needs to judge the figures, and what else two runs must share to be compared."""
+        embedded = self._conditions.target == "embedded"
+        found = {"kvgauge": self._conditions.kvgauge, **self._conditions.machine}
+        if namespaces := self._conditions.options.get("namespaces"):
+            found["namespaces"] = str(namespaces)
+        return found | {"target": "embedded" if embedded else "a deployment"}
 
     def _rated(self, run: Run) -> list[RunResult]:
         """A run with the rates that its pilots found; a cell without one has failed, and says why."""

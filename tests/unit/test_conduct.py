@@ -519,7 +519,11 @@ def test_what_a_run_was_made_under_is_written_before_the_first_run(scene):
     saved = resume.load(got.folder)
     assert saved.plan == make_plan()
     assert saved.conditions == CONDITIONS
-    assert msgspec.json.decode((got.folder / "results.json").read_bytes())["machine"] == {"kvgauge": "9.9", "cores": 2}
+    assert msgspec.json.decode((got.folder / "results.json").read_bytes())["machine"] == {
+        "kvgauge": "9.9",
+        "cores": 2,
+        "target": "embedded",
+    }
 
 
 def test_a_worker_that_was_started_again_fails_its_cell_and_the_next_one_counts(scene):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvgauge.compare.sides import Side
 
 # of the machine, and of what a cluster adds to it: two places differ in more than what was switched
-PLACE = ("host", "machine", "cores", "nodes", "nic", "zone", "instance_type", "gpu")
+PLACE = ("target", "host", "machine", "cores", "namespaces", "nodes", "nic", "zone", "instance_type", "gpu")
 CLIENT = ("quick_ack", "tool")  # how its client behaved, and which tool that was where results are imported
 # differing, these are said and not refused: of the machine and the plan, and of the deciding cell
 NOTED = ("kernel", "python", "kvgauge", "seed", "warmup_requests", "steady", "requests")

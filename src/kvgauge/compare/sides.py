@@ -15,7 +15,7 @@ from kvgauge.compare.values import GainRow, Key, Stay, TestValues
 from kvgauge.failures import UsageError
 from kvgauge.stats.cells import PHASES
 from kvgauge.stats.estimate import Estimate
-from kvgauge.stats.runs import change, over_runs
+from kvgauge.stats.runs import CONFIDENCE, change, over_runs
 
 THROTTLED_FROM = 0.02  # request rates of a closed loop that differ by less are not worth a word
 
@@ -284,6 +284,12 @@ def _remarks(
     ]
     if deployments.replicated(before.values, after.values):
         said.append(deployments.unit_remark(before.values, after.values, units.before.unit))
+    confidence = max(before.values.confidence, after.values.confidence)
+    if confidence > CONFIDENCE:
+        said.append(
+            f"intervals are at {confidence:.0%}, so that they hold the truth 95 times in 100 although the plan could "
+            "stop once they were narrow (gain_within)"
+        )
     if chosen:
         said.append("the primary metric was chosen for this comparison; a plan declares it before anything runs")
     if before.rehearsal or after.rehearsal:
