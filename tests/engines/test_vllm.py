@@ -1,7 +1,7 @@
 """kvgauge against vLLM, prefill and decode apart over real NIXL on the CPU: bytes, backend, skipped transfers, runs.
 
 Long: two engines and their spinning progress threads share the cores; a start takes one or two minutes. KVGAUGE_SKIP
-says at which request the router leaves out the KV (100; with 1000 a proof takes ten minutes or more on two cores).
+says at which request the router leaves out the KV (40; with 1000 a proof takes ten minutes or more on two cores).
 """
 
 import json
@@ -19,7 +19,7 @@ from kvgauge.builds.install import install
 from kvgauge.cli.main import main
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-SKIP_EVERY = int(os.environ.get("KVGAUGE_SKIP", "100"))
+SKIP_EVERY = int(os.environ.get("KVGAUGE_SKIP", "40"))
 SECONDS = str(max(240, 2 * SKIP_EVERY))
 SMALL = ("--isl", "128", "--osl", "2", "--concurrency", "8")
 FABRIC = {"UCX": "shm", "LIBFABRIC": "tcp"}
@@ -82,7 +82,7 @@ def prove(stack, url, *flags):
 
 
 def test_every_byte_is_proved_and_answers_are_those_of_decode_alone(stack, capsys):
-    code = prove(stack, stack.whole, *SMALL, "--requests", "40", "--seconds", "240", "--answers", "2",
+    code = prove(stack, stack.whole, *SMALL, "--requests", "40", "--seconds", "240", "--answers", "4",
                  "--reference", stack.urls["decode"])  # fmt: skip
     page = capsys.readouterr().out
     print(page)

@@ -1,7 +1,8 @@
-"""A model folder without weights for vLLM: Qwen3's architecture, small enough for two processes on one core.
+"""A model folder with made-up weights for vLLM: Qwen3's architecture, small enough for two processes on one core.
 
-vLLM fills the weights itself (--load-format dummy), the same ones in every process. Every id of its vocabulary is a
-token of letters, so that any answer is text.
+The weights are large enough that an answer depends on every part of its prompt: with those that vLLM makes up itself
+(--load-format dummy) all prompts are answered alike, and wrong KV would not show. Every id of its vocabulary is a token
+of letters, so that any answer is text.
 """
 
 import itertools
@@ -9,9 +10,11 @@ import json
 import string
 from pathlib import Path
 
+import numpy as np
+
 from engines.model_folder import CHAT, SPECIAL, tokenizer
 
-LAYERS, KV_HEADS, HEAD_DIM = 4, 2, 64
+HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 256, 512, 4, 4, 2, 64
 FLOAT32_BYTES = 4
 KV_BYTES_PER_TOKEN = LAYERS * 2 * KV_HEADS * HEAD_DIM * FLOAT32_BYTES  # 4,096: K and V
 TOKENS = 32_000  # what kvgauge takes token ids from, unless it is told otherwise
@@ -19,7 +22,7 @@ LENGTH_MAX = 4096
 
 
 def make_tiny_model(folder: Path) -> Path:
-    """Write config.json, generation_config.json, tokenizer.json and tokenizer_config.json."""
+    """Write config.json, generation_config.json, tokenizer.json, tokenizer_config.json and model.safetensors."""
     folder.mkdir(parents=True)
     special = {text: TOKENS + number for number, text in enumerate(SPECIAL)}
     ends = special["<|endoftext|>"]
@@ -27,10 +30,10 @@ def make_tiny_model(folder: Path) -> Path:
         "config.json": {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
-            "hidden_size": 256,
-            "intermediate_size": 512,
+            "hidden_size": HIDDEN,
+            "intermediate_size": INNER,
             "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
+            "num_attention_heads": HEADS,
             "num_key_value_heads": KV_HEADS,
             "head_dim": HEAD_DIM,
             "vocab_size": TOKENS + len(SPECIAL),
@@ -56,7 +59,56 @@ def make_tiny_model(folder: Path) -> Path:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
+    write_weights(folder / "model.safetensors", TOKENS + len(SPECIAL))
     return folder
+
+
+def shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Every weight of it, as transformers names them."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, HIDDEN)}
+    for layer in range(LAYERS):
+        found |= {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in (
+                ("input_layernorm", (HIDDEN,)),
+                ("post_attention_layernorm", (HIDDEN,)),
+                ("self_attn.q_proj", (HEADS * HEAD_DIM, HIDDEN)),
+                ("self_attn.k_proj", (KV_HEADS * HEAD_DIM, HIDDEN)),
+                ("self_attn.v_proj", (KV_HEADS * HEAD_DIM, HIDDEN)),
+                ("self_attn.o_proj", (HIDDEN, HEADS * HEAD_DIM)),
+                ("self_attn.q_norm", (HEAD_DIM,)),
+                ("self_attn.k_norm", (HEAD_DIM,)),
+                ("mlp.gate_proj", (INNER, HIDDEN)),
+                ("mlp.up_proj", (INNER, HIDDEN)),
+                ("mlp.down_proj", (HIDDEN, INNER)),
+            )
+        }
+    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (vocabulary, HIDDEN)}
+
+
+def write_weights(path: Path, vocabulary: int) -> None:
+    """A file in the safetensors format: the length of a JSON header, the header, the numbers."""
+    header, begin = {}, 0
+    named = shapes(vocabulary)
+    for name, shape in named.items():
+        end = begin + FLOAT32_BYTES * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = np.random.default_rng(7)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in named.items():
+            file.write(weight(name, shape, rng).astype("<f4").tobytes())
+
+
+def weight(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Attention looks at few tokens of the prompt (norms of 2 make its logits spread by 4), and what it sees weighs."""
+    if len(shape) == 1:
+        return np.full(shape, 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0)
+    scale = 3.0 if "v_proj" in name or "o_proj" in name else 1.0
+    return scale * rng.standard_normal(shape, dtype=np.float32) / (1 if "embed" in name else np.sqrt(shape[1]))
 
 
 def ranks() -> dict[bytes, int]:

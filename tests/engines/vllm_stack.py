@@ -65,7 +65,7 @@ class Vllm:
             )
             command = [
                 *(self._python, "-m", "vllm.entrypoints.openai.api_server"),
-                *("--model", self._model, "--served-model-name", MODEL, "--load-format", "dummy"),
+                *("--model", self._model, "--served-model-name", MODEL),
                 *("--enforce-eager", "--dtype", "float32", "--max-model-len", LENGTH_MAX, "--max-num-seqs", 16),
                 *("--no-enable-prefix-caching", "--kv-cache-memory-bytes", KV_BYTES, "--enable-per-request-metrics"),
                 *("--host", "127.0.0.1", "--port", self._port + number, "--kv-transfer-config", transfer),

@@ -3,7 +3,7 @@
 import pytest
 
 from kvgauge.evidence import proof
-from kvgauge.evidence.facts import Missing
+from kvgauge.evidence.facts import Missing, Proving
 from kvgauge.failures import LoadError, TargetError
 from kvgauge.target.url import READY_TIMEOUT_S, UrlTarget
 from scene import make_run, make_test
@@ -61,6 +61,16 @@ def test_its_evidence_is_unproved_and_accuses_nobody():
     assert set(evidence.machine.processes_cpu_s) == {"client"}
     assert evidence.facts[0].value == URL
     assert proof.contradictions(make_test(), evidence, []) == []
+
+
+def test_where_a_proof_was_made_nothing_beside_it_says_unproved():
+    found = Proving(verdict="proved", headline="all of it")
+    it = UrlTarget(URL, wait_ready=lambda _url, _s: None, models=lambda _url: ["m"], prove=lambda _test, _model: found)
+    it.start(make_run(make_test()))
+    evidence = it.evidence()
+    assert (evidence.proving, evidence.unobserved) == (found, None)
+    assert "unproved" not in evidence.handshakes_nixl.reason
+    assert "proof.json" in evidence.handshakes_efa.reason
 
 
 def test_evidence_before_any_run_counts_nothing_as_used():

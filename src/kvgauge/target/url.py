@@ -19,6 +19,7 @@ UNPROVED = (
     "a url target sees requests and answers only: which backend and fabric carried the KV cache is unproved, "
     "the plan's word stands for it"
 )
+UNCOUNTED = "not counted of a url target; proof.json has what the proof found in the workers' logs"
 
 
 class UrlTarget:
@@ -63,8 +64,8 @@ class UrlTarget:
         after, clocks = machine.read_snapshot(machine.own_pid()), read_clocks()
         url = Fact(name="url", value=self._url, shown_by="the command line")
         way = () if self._proxy is None else (Fact(name="proxy", value=self._proxy, shown_by="the command line"),)
-        elsewhere = Missing(reason=UNPROVED)
         proving = self._prove(*self._run) if self._prove is not None and self._run is not None else None
+        elsewhere = Missing(reason=UNPROVED if proving is None else UNCOUNTED)
         return Evidence(
             backends={},
             providers=(),
