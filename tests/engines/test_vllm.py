@@ -82,7 +82,7 @@ def prove(stack, url, *flags):
 
 
 def test_every_byte_is_proved_and_answers_are_those_of_decode_alone(stack, capsys):
-    code = prove(stack, stack.whole, *SMALL, "--requests", "40", "--seconds", "240", "--answers", "4",
+    code = prove(stack, stack.whole, *SMALL, "--requests", "40", "--seconds", "480", "--answers", "4",
                  "--reference", stack.urls["decode"])  # fmt: skip
     page = capsys.readouterr().out
     print(page)

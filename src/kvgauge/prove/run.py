@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -42,7 +43,7 @@ SETTLE_S, SETTLE_STEP_S = 4.0, 0.4  # exporters lag: NIXL's by 0.1 s, an engine'
 IDLE_SHARE = 0.25  # of the time left, at most, for requests to end that we gave up: they would be counted
 SCRAPE_TRIES = 3  # of a worker that was named, FETCH_TIMEOUT_S each
 ANSWERS_SHARE = 0.25  # of the time, for greedy answers
-ANSWER_WORDS, ANSWER_TOKENS, ASK_S = 64, 24, 10.0
+ANSWER_WORDS, ANSWER_TOKENS, ASK_S = 64, 24, 10.0  # ASK_S: an answer's, or a tenth of all time
 CSV_HEAD = 200
 
 Series = dict[Key, float]
@@ -230,11 +231,12 @@ def _answers(
     known = [(sites.site_of(url, tls, headers=headers), named) for url, named, headers, tls in routes]
     got: list[Answered] = []
     troubles: list[str] = []
+    ask = partial(_ask, deadline=deadline, troubles=troubles, most_s=max(ASK_S, task.seconds / 10))
     for number in range(task.answers):
         if stop() or time.monotonic() > deadline:
             break
         prompt = f"{sample_text(_text_cell(number), ANSWER_WORDS, words())} {number}. In other words:"
-        both = [(_ask(*route, prompt, deadline, troubles), _ask(*route, prompt, deadline, troubles)) for route in known]
+        both = [(ask(*route, prompt), ask(*route, prompt)) for route in known]
         got.append(Answered(url=both[0], reference=both[1] if len(both) > 1 else None))
     return answers_claim(got, troubles[0] if troubles else None), bool(troubles)
 
@@ -243,7 +245,7 @@ def _warm_up(task: Task, model: str, seconds: float) -> bool:
     """One request, whatever comes of it: what fails here fails again where it is told. returns whether it failed"""
     site = sites.site_of(task.url, task.tls, headers=task.headers)
     prompt = sample_text(_text_cell(-1), ANSWER_WORDS, words())
-    return _ask(site, model, prompt, time.monotonic() + seconds, [], most_s=seconds) is None
+    return _ask(site, model, prompt, deadline=time.monotonic() + seconds, troubles=[], most_s=seconds) is None
 
 
 def _text_cell(number: int) -> Cell:
@@ -260,7 +262,7 @@ class _Whole(msgspec.Struct):
 
 
 def _ask(
-    site: sites.Site, model: str, prompt: str, deadline: float, troubles: list[str], *, most_s: float = ASK_S
+    site: sites.Site, model: str, prompt: str, *, deadline: float, troubles: list[str], most_s: float
 ) -> str | None:
     """The answer; None, and why among the troubles, when there is none."""
     body = body_of(_text_cell(0), model=model, prompt=prompt, max_tokens=ANSWER_TOKENS)
