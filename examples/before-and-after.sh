@@ -1,7 +1,7 @@
 #!/bin/sh
 # From two folders to a verdict: a test measured, measured again with nothing changed, and once more after a switch.
 #
-#   sh examples/before-and-after.sh [FOLDER]      about six minutes on two cores; KVGAUGE=kvgauge where it is installed
+#   sh examples/before-and-after.sh [FOLDER]      about four minutes on two cores; KVGAUGE=kvgauge where it is installed
 #
 # Exit code 0 when both comparisons end in a verdict (whichever), 4 when one cannot tell, 3 when a run is invalid.
 set -u
