@@ -20,7 +20,7 @@ test: setup lint  ## everything CI runs; types beside the first tests, which wai
 	$(MAKE) -j2 types unit
 
 test-long: setup  ## cases that make test leaves out, and kills by the dozen
-	KVGAUGE_KILLS=42 $(BIN)/python -m pytest -m long tests/integration
+	KVGAUGE_KILLS=42 $(BIN)/python -m pytest -m long tests/integration tests/statistics
 	KVGAUGE_KILLS=42 $(BIN)/python -m pytest tests/integration/test_resume.py
 
 lint: $(VENV)/ready

@@ -52,7 +52,7 @@ def synthetic_lines(found: Synthetic) -> list[str]:
     tables = [_family(found), _coverage(found), _planted(found), _stopping(found), _levels(found)]
     tables += [_drifts(found.drifts)] if found.drifts else []
     lines = [line for table in tables for line in ("", *table)]
-    return lines[1:]
+    return [*([found.note, ""] if found.note else []), *lines[1:]]
 
 
 def _judged(row: Row) -> bool:

@@ -10,7 +10,7 @@ from calibrate.stopping import Stopped
 
 
 class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
-    """synthetic.json."""
+    """synthetic.json. note: where not all of it was counted on one code"""
 
     schema: int
     kvgauge: str
@@ -21,6 +21,7 @@ class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
     stopping: list[Stopped]
     levels: list[Nested]
     drifts: list[Drifted] = []
+    note: str | None = None
 
 
 class Grouped(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,9 @@ from calibrate.records import Synthetic
 from calibrate.synthetic import joined
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if kind in ("bimodal", "heavy") else kind for kind in KINDS]
+)
 def test_two_equal_tests_raise_few_alarms_from_exchanges_to_verdicts(kind):
     (counted,) = family.tally(kind, 25, 1, [("paired", 5)]).values()
     alarms = rate(counted.alarms, counted.comparisons)
@@ -21,6 +23,7 @@ def test_two_equal_tests_raise_few_alarms_from_exchanges_to_verdicts(kind):
     assert 0.88 < counted.covered / counted.intervals < 0.99
 
 
+@pytest.mark.long
 def test_two_folders_that_a_drift_lies_between_raise_many_and_are_warned_of():
     (counted,) = family.tally("drifting", 25, 1, [("two folders", 10)]).values()
     assert rate(counted.alarms, 25).low_pct > 5
